@@ -6,7 +6,7 @@ PYTHON ?=
 CANDIDATES := python3.12 python3.11 python3.13 python3.14 python3
 BIN := .venv/bin
 STAMP := .venv/.ready
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-input
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
@@ -22,6 +22,7 @@ help:
 	@echo "make clean   remove .venv, caches and builds; .allotment, which holds records, stays"
 
 setup: $(STAMP)
+	@:
 
 $(STAMP): requirements.lock pyproject.toml
 	@rm -f $@
@@ -53,7 +54,7 @@ lint: setup
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/ruff format --check --quiet || { echo "error: run '$(BIN)/ruff format'" >&2; exit 1; }
 	@$(BIN)/mypy --strict
-	@$(BIN)/lint-imports --no-logo
+	@report=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$report" >&2; exit 1; }
 
 bench: setup
 	@$(BIN)/python -m bench $(ARGS)
