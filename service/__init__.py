@@ -1,0 +1,1 @@
+"""What every process of Allotment needs: settings, servers, database, clock, log and metrics."""
