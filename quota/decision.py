@@ -32,6 +32,7 @@ __all__ = [
     "LimitState",
     "Standing",
     "decide",
+    "remaining_of",
 ]
 
 OK = "ok"
@@ -247,9 +248,14 @@ def _denies(state: LimitState, amount: int) -> bool:
 
 
 def _taken(state: LimitState, amount: int) -> LimitState:
-    used = state.used + amount
-    remaining = None if state.limit is None else max(0, state.limit - used)
-    return state._replace(used=used, remaining=remaining)
+    per, mode, used, limit, _, resets_at_ms = state
+    used += amount
+    return LimitState(per, mode, used, limit, remaining_of(limit, used=used), resets_at_ms)
+
+
+def remaining_of(limit: int | None, *, used: int) -> int | None:
+    """Units left of *limit*, never below zero; None when it is unlimited."""
+    return None if limit is None else max(0, limit - used)
 
 
 def _remaining(state: LimitState) -> float:

@@ -38,7 +38,7 @@ YEAR_MIN, YEAR_MAX = 1000, 9000  # far from where `datetime` ends, so that no bo
 
 _SLOT_MS = 15 * 60 * 1000  # offsets are multiples of it today, so that a slot has one window
 _SLOTS_CACHED_MAX = 4_096  # each period in each zone, for the slots around now
-_ANCHORS_CACHED_MAX = 65_536
+_CYCLES_CACHED_MAX = 16_384  # one for each user of a busy process and day
 _ZONES_CACHED_MAX = 1_024  # more than there are zones
 _DAY_MS = 86_400_000
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
@@ -112,11 +112,14 @@ def window_at(per: str, at_ms: int, calendar: Calendar) -> Window:
     if per == "lifetime":
         return Window(0, None)
     if per == "cycle":
-        return _cycle_at(at_ms, calendar.anchor_ms, calendar.cycle_months)
-    for window in _windows_in_slot(per, calendar.timezone, at_ms // _SLOT_MS):
+        day = at_ms // _DAY_MS
+        windows = _cycles_in_day(calendar.anchor_ms, calendar.cycle_months, day)
+    else:
+        windows = _windows_in_slot(per, calendar.timezone, at_ms // _SLOT_MS)
+    for window in windows:
         if window.end_ms is not None and at_ms < window.end_ms:
             return window
-    raise AssertionError("the windows of a slot cover it")
+    raise AssertionError("the windows of a slot or day cover it")
 
 
 @lru_cache(maxsize=_SLOTS_CACHED_MAX)
@@ -203,33 +206,36 @@ def _offset_change(before: datetime, after: datetime, zone: tzinfo) -> datetime:
     return before + high * _SECOND
 
 
+@lru_cache(maxsize=_CYCLES_CACHED_MAX)
+def _cycles_in_day(anchor_ms: int, cycle_months: int, day: int) -> tuple[Window, ...]:
+    """Every cycle that touches the UTC day, in order: two when the anchor's time is in it."""
+    first = _cycle_at(day * _DAY_MS, anchor_ms, cycle_months)
+    assert first.end_ms is not None
+    if first.end_ms >= (day + 1) * _DAY_MS:
+        return (first,)
+    return first, _cycle_at(first.end_ms, anchor_ms, cycle_months)
+
+
 def _cycle_at(at_ms: int, anchor_ms: int, cycle_months: int) -> Window:
-    month, day, time_ms = _anchor_parts(anchor_ms)
-    at = instant_of(at_ms)
+    anchor, at = instant_of(anchor_ms), instant_of(at_ms)
     assert YEAR_MIN <= at.year <= YEAR_MAX
-    at_month = at.year * _MONTHS_IN_YEAR + at.month - 1
-    start_month = at_month - (at_month - month) % cycle_months
-    start_ms = _clamped_ms(start_month, day, time_ms)
+    at_month = at.year * _MONTHS_IN_YEAR + at.month
+    into = (at_month - anchor.year * _MONTHS_IN_YEAR - anchor.month) % cycle_months
+    start_ms = _clamped_ms(at_month - into, anchor_ms)
     if start_ms > at_ms:
-        start_month -= cycle_months
-        return Window(_clamped_ms(start_month, day, time_ms), start_ms)
-    return Window(start_ms, _clamped_ms(start_month + cycle_months, day, time_ms))
+        return Window(_clamped_ms(at_month - into - cycle_months, anchor_ms), start_ms)
+    return Window(start_ms, _clamped_ms(at_month - into + cycle_months, anchor_ms))
 
 
-@lru_cache(maxsize=_ANCHORS_CACHED_MAX)
-def _anchor_parts(anchor_ms: int) -> tuple[int, int, int]:
-    """The anchor's month counted from year 0, its day, and the milliseconds into that day."""
-    anchor = instant_of(anchor_ms)
-    return anchor.year * _MONTHS_IN_YEAR + anchor.month - 1, anchor.day, anchor_ms % _DAY_MS
+def _clamped_ms(month: int, anchor_ms: int) -> int:
+    """The anchor's day and time in *month*, counted from year 0, or in the month's last day."""
+    first = _first_of(month).toordinal()
+    day = min(instant_of(anchor_ms).day, _first_of(month + 1).toordinal() - first)
+    return (first + day - 1 - _EPOCH_ORDINAL) * _DAY_MS + anchor_ms % _DAY_MS
 
 
-def _clamped_ms(month: int, day: int, time_ms: int) -> int:
-    """*day* of *month*, or the month's last day; always from the anchor's own day."""
-    next_year, next_month = divmod(month + 1, _MONTHS_IN_YEAR)
-    year, month_index = divmod(month, _MONTHS_IN_YEAR)
-    first = date(year, month_index + 1, 1).toordinal()
-    days = date(next_year, next_month + 1, 1).toordinal() - first
-    return (first + min(day, days) - 1 - _EPOCH_ORDINAL) * _DAY_MS + time_ms
+def _first_of(month: int) -> date:
+    return date((month - 1) // _MONTHS_IN_YEAR, (month - 1) % _MONTHS_IN_YEAR + 1, 1)
 
 
 @lru_cache(maxsize=_ZONES_CACHED_MAX)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
-from secrets import token_hex
+from secrets import token_bytes
 from uuid import UUID, uuid5
 
 from quota.errors import InvalidValueError
@@ -143,9 +143,11 @@ def _user_of(text: str) -> User:
 
 def parse_feature(value: object) -> str:
     """A feature's name."""
-    if not isinstance(value, str):
-        raise InvalidValueError("feature", value, "a name such as 'image_generation'")
-    return _feature_of(str.__str__(value))
+    if type(value) is str:
+        return _feature_of(value)
+    if isinstance(value, str):
+        return _feature_of(str.__str__(value))
+    raise InvalidValueError("feature", value, "a name such as 'image_generation'")
 
 
 @lru_cache(maxsize=_FEATURES_CACHED_MAX)
@@ -359,9 +361,9 @@ def new_key(*, now_ms: int) -> str:
     a fork, whose equal keys would count as repeats of one another.
     """
     assert 0 <= now_ms <= _KEY_TIME_MS_MAX
-    time, tail = f"{now_ms:012x}", token_hex(10)
-    variant = _VARIANT[tail[19]]
-    return f"{time[:8]}-{time[8:]}-7{tail[:3]}-{variant}{tail[3:6]}-{tail[6:18]}"
+    digits = (now_ms.to_bytes(6) + token_bytes(10)).hex()
+    variant = _VARIANT[digits[16]]
+    return f"{digits[:8]}-{digits[8:12]}-7{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def uuid7_time_ms(text: str) -> int | None:
