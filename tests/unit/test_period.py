@@ -33,6 +33,7 @@ NASTY = [
     ("America/Havana", 2024),  # forward at 00:00, back at 01:00
     ("America/Sao_Paulo", 2017),  # forward at 00:00, back at 00:00
     ("America/Scoresbysund", 2024),  # changed its offset and its rule in one night
+    ("America/Toronto", 1919),  # forward at 23:30, over midnight
     ("America/St_Johns", 2010),  # back at 00:01: midnight comes twice
     ("Antarctica/Troll", 2024),  # two hours at once
     ("Asia/Amman", 2021),  # back at 01:00 to 00:00
@@ -168,6 +169,12 @@ def test_a_day_without_a_midnight_begins_when_the_clocks_have_gone_forward():
     window = window_at("day", at_ms("2023-04-28T12:00Z"), Calendar(timezone="Africa/Cairo"))
 
     assert texts(window) == ("2023-04-27T22:00:00Z", "2023-04-28T21:00:00Z")
+
+
+def test_a_day_whose_midnight_lies_inside_a_gap_begins_at_the_end_of_the_gap():
+    window = window_at("day", at_ms("1919-03-31T12:00Z"), Calendar(timezone="America/Toronto"))
+
+    assert texts(window) == ("1919-03-31T04:30:00Z", "1919-04-01T04:00:00Z")
 
 
 def test_a_day_that_a_zone_skips_has_no_window():

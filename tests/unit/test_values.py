@@ -398,6 +398,7 @@ def test_credits_become_micro_credits_exactly(value: object, micro: int):
         Decimal("-0.000001"),
         Decimal("1E+400"),
         Decimal("1E+999999"),
+        Decimal("1E+999999999999999999"),  # as an integer it would fill the memory
         Decimal("1E-999999"),
         Decimal("0.0000001"),
         Decimal("1.0000001"),
