@@ -122,10 +122,26 @@ def stop_orphan(pid_file: Path, *, directory: Path, stop_signal: signal.Signals)
             return  # the id belongs to another program by now
         for each in (stop_signal, signal.SIGQUIT, signal.SIGKILL):
             process.send_signal(each)
-            if psutil.wait_procs([process], timeout=_STOP_SECONDS_MAX)[0]:
+            if gone_within(process, seconds_max=_STOP_SECONDS_MAX):
                 return
     except (OSError, ValueError, IndexError, psutil.NoSuchProcess, psutil.AccessDenied):
         return  # no file, half a file, or nobody there: nothing to stop
+
+
+def gone_within(process: psutil.Process, *, seconds_max: float) -> bool:
+    """Wait for a process that may not be our child; whether it ended.
+
+    One that ended but was not collected by its parent yet counts as gone: it holds nothing.
+    """
+    deadline = time.monotonic() + seconds_max
+    while time.monotonic() < deadline:
+        try:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False
 
 
 def _keep_short(log: Path) -> None:

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from service.embedded import EmbeddedServers
+from service.system_user import postgres_user
 
 
 @pytest.fixture(scope="session")
 def open_tmp_dir() -> Iterator[Path]:
     """A directory that PostgreSQL's own user may enter, as pytest's tmp_path is closed to it."""
-    path = Path(tempfile.mkdtemp(prefix="allotment-test-"))
+    user = postgres_user()
+    bases = [Path(tempfile.gettempdir()), Path("/var/tmp")]
+    base = next(base for base in bases if user is None or user.may_enter(base))
+    path = Path(tempfile.mkdtemp(prefix="allotment-test-", dir=base))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path)
