@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncpg
@@ -119,13 +119,25 @@ def test_a_killed_parent_leaves_no_server_behind(data_dir, holder):
     assert all(gone_within(process, seconds_max=GONE_SECONDS_MAX) for process in running)
 
 
+async def test_a_start_right_after_a_kill_waits_for_the_old_servers_to_end(data_dir, holder):
+    running = servers_of(holder)
+
+    holder.kill()
+    holder.wait()
+
+    async with EmbeddedServers(data_dir) as servers:
+        assert all(gone_within(process, seconds_max=0.001) for process in running)
+        await check_servers(servers.database_url, servers.redis_url)
+
+
 async def test_servers_that_crashed_come_back_with_what_was_committed(data_dir):
     with EmbeddedServers(data_dir, durability="always") as servers:
         async with connected(servers) as (database, redis):
             await database.execute("CREATE TABLE kept AS SELECT 42 AS answer")
             await redis.set("kept", 42)
         for process in all_processes(servers):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # gone with the postmaster
+                process.kill()
 
     async with EmbeddedServers(data_dir) as servers, connected(servers) as (database, redis):
         assert await database.fetchval("SELECT answer FROM kept") == 42
