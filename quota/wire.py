@@ -1,0 +1,155 @@
+"""The form in which records go to the admit script and into the usage log, and answers come back.
+
+`quota/lua/admit.lua` is the other side of this page: its header names every argument.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from quota.decision import (
+    CODES_ALLOWED,
+    FEATURE_NOT_IN_TIER,
+    HARD,
+    INSUFFICIENT_CREDITS,
+    LIMIT_EXCEEDED,
+    OK,
+    SOFT,
+    SOFT_LIMIT,
+    Decision,
+    LimitState,
+)
+from quota.errors import InvalidValueError
+from quota.rules import per_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from quota.rules import Rules
+    from quota.values import UsageRecord
+
+__all__ = ["CHECK", "CONFLICT", "CONSUME", "INVALID", "MISSING", "RECORD", "ROLL", "Ask", "arguments", "decision_of", "mark_of"]
+
+CONSUME, CHECK, RECORD = "c", "k", "r"
+MISSING, ROLL, CONFLICT, INVALID = 10, 11, 12, 13
+_CODES = {b"0": OK, b"1": SOFT_LIMIT, b"2": LIMIT_EXCEEDED, b"3": INSUFFICIENT_CREDITS, b"4": FEATURE_NOT_IN_TIER}
+_MARK_BYTES = 16  # a collision among 10^9 remembered keys has odds of 1 in 10^20
+_PLAIN = re.compile(r"[A-Za-z0-9._:-]+")
+_FINGERPRINT_BYTES = 8  # tells two payloads of one key apart; not a defence against a forger
+
+
+class Ask:
+    """One record as it is asked of the script: lines that share a key and a fate."""
+
+    __slots__ = ("fingerprint", "lines", "mark", "records", "user_id", "verb")
+
+    def __init__(self, verb: str, records: Sequence[UsageRecord]) -> None:
+        first = records[0]
+        self.verb = verb
+        self.records = records
+        self.user_id = first.user.id
+        self.mark = b"" if verb == CHECK else mark_of(first.user.id, first.key)
+        self.lines = [_line(record, number) for number, record in enumerate(records)]
+        payload = "\n".join(self.lines) if len(records) > 1 else self.lines[0]
+        self.fingerprint = blake2b(payload.encode(), digest_size=_FINGERPRINT_BYTES).digest()
+
+
+def mark_of(user_id: UUID, key: str) -> bytes:
+    """The digest that stands for a user's key, in Redis and in PostgreSQL."""
+    return blake2b(user_id.bytes + key.encode(), digest_size=_MARK_BYTES).digest()
+
+
+def _line(record: UsageRecord, number: int) -> str:
+    """A line of the usage log: user, feature, amount, key, number of the line; then what is given.
+
+    Built by hand, because it is most of what a call costs in Python: the feature is plain by its
+    pattern, and the rest goes through `json` unless it is known to be plain.
+    """
+    line = f'[{_quoted(record.user.text)},"{record.feature}",{record.amount},{_key_text(record.key)},{number}'
+    if record.format is record.quality is record.metadata is record.occurred_at_ms is record.event_id is None and (
+        record.event_type is record.product_version is record.session_id is None
+    ):
+        return line + "]"
+    rest = [record.format, record.quality]
+    extras = [record.occurred_at_ms, record.event_id, record.event_type, record.product_version, record.session_id]
+    return f"{line},{json.dumps(rest)[1:-1]},{record.metadata or 'null'},{json.dumps(extras)[1:-1]}]"
+
+
+def _key_text(key: str) -> str:
+    # Keys are many and seen once, so they stay out of the cache; most are UUIDs and plain.
+    return f'"{key}"' if _PLAIN.fullmatch(key) else json.dumps(key)
+
+
+@lru_cache(maxsize=16_384)
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
+def arguments(asks: Sequence[Ask], rules: Rules, *, shards: int, now_ms: int, users: dict[UUID, int], place: int) -> list[str | bytes | int]:
+    """ARGV of the admit script; fills *users* with the place in KEYS of each user's hash."""
+    head: list[str | bytes | int] = [now_ms, rules.version, shards, len(asks)]
+    head += [ask.mark for ask in asks]
+    for ask in asks:
+        at = users.setdefault(ask.user_id, place + len(users))
+        left = len(ask.lines)
+        for record, line in zip(ask.records, ask.lines, strict=True):
+            cost = _cost_spec(record, rules)
+            head += (left, at, ask.verb, record.feature, record.amount, cost, ask.fingerprint, line)
+            left -= 1
+    return head
+
+
+def _cost_spec(record: UsageRecord, rules: Rules) -> str:
+    try:
+        return rules.cost_spec(record.feature, amount=record.amount, format=record.format, quality=record.quality)
+    except InvalidValueError:
+        return ""  # too much to pay: the script refuses this record and decides its neighbours
+
+
+def decision_of(reply: bytes, record: UsageRecord, now_ms: int) -> Decision:
+    """The decision that one line of a reply says."""
+    replayed = reply.startswith(b"=")
+    head, _, numbers = reply.partition(b"|")
+    code, cost, credits_micro, limits = (head[1:] if replayed else head).split(b";", 3)
+    named = _CODES[code]
+    return Decision(
+        named in CODES_ALLOWED,
+        named,
+        record.feature,
+        record.amount,
+        int(cost),
+        int(credits_micro),
+        _states(limits, numbers) if limits else (),
+        now_ms,
+        record.key,
+        replayed,
+    )
+
+
+def _states(limits: bytes, numbers: bytes) -> tuple[LimitState, ...]:
+    form, of_rule = _limits(limits)
+    values = form.unpack(numbers)
+    states = []
+    at = 0
+    for per, mode, most in of_rule:
+        used = int(values[at + 1])
+        remaining = None if most is None else most - used if used < most else 0
+        states.append(LimitState(per, mode, used, most, remaining, int(values[at]) or None))
+        at += 2
+    return tuple(states)
+
+
+@lru_cache(maxsize=4_096)
+def _limits(text: bytes) -> tuple[struct.Struct, list[tuple[str, str, int | None]]]:
+    """A rule's line as the script answers it, with the form of the counters behind it."""
+    limits = []
+    for entry in text.decode().rstrip(";").split(";"):
+        code, mode, most = entry.split(",")
+        limits.append((per_name(code), HARD if mode == HARD[0] else SOFT, None if most == "-1" else int(most)))
+    return struct.Struct(f"<{2 * len(limits)}d"), limits

@@ -1,0 +1,73 @@
+"""PostgreSQL: one pool, used through SQLModel where rows are few and through asyncpg where they are many."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import asyncpg
+
+__all__ = ["Database", "statement"]
+
+_COMMAND_TIMEOUT_S = 60  # no statement of ours takes longer; a dead server must not hold a worker for ever
+
+
+@cache
+def statement(package: str, name: str) -> str:
+    """The SQL in `PACKAGE/sql/NAME.sql`, read once."""
+    return (files(package) / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+class Database:
+    """A pool of connections; *url* in SQLAlchemy's form, `postgresql+asyncpg://…`."""
+
+    def __init__(self, url: str, *, pool_max: int) -> None:
+        self._engine = create_async_engine(
+            url,
+            pool_size=pool_max,
+            max_overflow=0,
+            pool_pre_ping=True,  # a connection that died with its server is replaced, not handed out
+            connect_args={"command_timeout": _COMMAND_TIMEOUT_S},
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """A SQLModel session in a transaction, committed on leaving."""
+        async with AsyncSession(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
+        """An asyncpg connection of the pool, for statements on arrays of thousands of rows.
+
+        SQLAlchemy opens no transaction on it: use `connection.transaction()`. JSON goes in and
+        out as text.
+        """
+        async with self._engine.connect() as pooled:
+            raw = await pooled.get_raw_connection()
+            driver = cast("asyncpg.Connection[Any]", raw.driver_connection)
+            try:
+                yield driver
+            except BaseException:
+                # Cut off in the middle of something: the pool must not lend it out again.
+                if driver.is_closed() or driver.is_in_transaction():
+                    await pooled.invalidate()
+                raise

@@ -1,0 +1,56 @@
+"""Names of jobs, and the form in which they travel: JSON or MessagePack, never pickle.
+
+arq deletes a job that it cannot read, and dies of some that it can (FAULTS 2.13, 2.14). So whatever
+is not a job of ours is turned into a job that sets the bytes aside with the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+__all__ = ["QUARANTINE_JOB", "RECORD_USAGE", "deserialize_job", "serialize_job"]
+
+RECORD_USAGE = "record_usage"
+QUARANTINE_JOB = "quarantine_job"
+_JOB_BYTES_MAX = 64 * 1024  # metadata may be 16 KiB; the rest of a record is small
+_PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+class _Job(msgspec.Struct):
+    """The fields of arq's job dictionary that a worker reads."""
+
+    f: str
+    a: list[Any]
+    k: dict[str, Any]
+    et: int
+    t: int | None = None
+
+
+def serialize_job(job: dict[str, Any]) -> bytes:
+    """As JSON: a person can read the queue with redis-cli."""
+    return msgspec.json.encode(job, enc_hook=repr)
+
+
+def deserialize_job(raw: bytes) -> dict[str, Any]:
+    """The job in *raw*, or one that quarantines it; never raises."""
+    reason = _why_refused(raw)
+    if reason is None:
+        try:
+            decode = msgspec.json.decode if raw.lstrip()[:1] == b"{" else msgspec.msgpack.decode
+            job = decode(raw, type=_Job)
+            return {"f": job.f, "a": tuple(job.a), "k": job.k, "t": job.t or 1, "et": job.et}
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            reason = f"not a job: {error}"
+    arguments = {"raw": raw[:_JOB_BYTES_MAX], "reason": reason}
+    return {"f": QUARANTINE_JOB, "a": (), "k": arguments, "t": 1, "et": time.time_ns() // 1_000_000}
+
+
+def _why_refused(raw: bytes) -> str | None:
+    if raw.startswith(_PICKLE):
+        return "pickled: give create_pool job_serializer=lambda job: json.dumps(job).encode()"
+    if len(raw) > _JOB_BYTES_MAX:
+        return f"{len(raw)} bytes, the limit is {_JOB_BYTES_MAX}"
+    return None

@@ -1,0 +1,91 @@
+"""What operators see: Prometheus metrics of the worker. Labels are bounded: never a user, never a key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from prometheus_client import CollectorRegistry
+
+__all__ = ["Metrics"]
+
+_VERBS = {"c": "consume", "k": "check", "r": "record"}
+_OUTCOMES = {
+    "0": "ok",
+    "1": "soft_limit",
+    "2": "limit_exceeded",
+    "3": "insufficient_credits",
+    "4": "feature_not_in_tier",
+    "12": "key_conflict",
+    "replayed": "replayed",
+}
+_BATCH_SIZES = (1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000)
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Metrics:
+    """The worker's metrics, in *registry*."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.applied = Counter("allotment_records_applied", "Records applied to PostgreSQL", registry=registry)
+        self.duplicates = Counter(
+            "allotment_records_duplicate", "Records that PostgreSQL had already, not applied again", registry=registry
+        )
+        self.quarantined = Counter(
+            "allotment_records_quarantined", "Records that could not be applied, set aside", registry=registry
+        )
+        self.batch_size = Histogram(
+            "allotment_apply_batch_records", "Records in one transaction", buckets=_BATCH_SIZES, registry=registry
+        )
+        self.batch_seconds = Histogram(
+            "allotment_apply_seconds", "Time of one apply transaction", buckets=_SECONDS, registry=registry
+        )
+        self.apply_failures = Counter(
+            "allotment_apply_failures", "Apply transactions that failed and are tried again", registry=registry
+        )
+        self.backlog = Gauge(
+            "allotment_log_backlog_records", "Records admitted and not yet applied", ["shard"], registry=registry
+        )
+        self.oldest_age = Gauge(
+            "allotment_log_oldest_seconds", "Age of the oldest record not yet applied", ["shard"], registry=registry
+        )
+        self.jobs = Counter("allotment_jobs", "arq jobs run, by how they ended", ["job", "outcome"], registry=registry)
+        self.loads = Counter("allotment_users_loaded", "Users loaded from PostgreSQL into Redis", registry=registry)
+        self.load_seconds = Histogram(
+            "allotment_load_seconds", "Time of one load request", buckets=_SECONDS, registry=registry
+        )
+        self.epochs = Counter("allotment_epochs_begun", "Times a shard of Redis was found lost", registry=registry)
+        self.tallies = Tallies()
+        registry.register(self.tallies)
+
+
+class Tallies:
+    """What the admit script counted in Redis for every process: decisions by outcome, lines logged.
+
+    Counted there and not in a process, because who decides is the application, which has no metrics
+    of ours. Lost with Redis, as a counter of Prometheus may be.
+    """
+
+    def __init__(self) -> None:
+        self._shards: dict[int, dict[str, int]] = {}
+
+    def set(self, shard: int, counts: Mapping[str, int]) -> None:
+        """Take over the tallies of a shard as they were just read."""
+        self._shards[shard] = dict(counts)
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """The families that Prometheus scrapes."""
+        admitted = CounterMetricFamily("allotment_records_admitted", "Lines written to the usage log")
+        admitted.add_metric([], sum(counts.get("lines", 0) for counts in self._shards.values()))
+        yield admitted
+        decisions = CounterMetricFamily("allotment_decisions", "Decisions", labels=["verb", "outcome"])
+        for verb, verb_name in _VERBS.items():
+            for outcome, outcome_name in _OUTCOMES.items():
+                total = sum(counts.get(verb + outcome, 0) for counts in self._shards.values())
+                decisions.add_metric([verb_name, outcome_name], total)
+        yield decisions

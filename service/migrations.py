@@ -1,0 +1,124 @@
+"""Brings a database to the schema of this checkout, as alembic's command would, but from code.
+
+It works from any directory, and inside a running event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError
+
+from service.database import statement
+from service.urls import parse_database_url, sqlalchemy_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "MigrationError",
+    "OutdatedDatabaseError",
+    "TableInUseError",
+    "current",
+    "downgrade",
+    "require_current",
+    "upgrade",
+]
+
+_PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"  # [tool.alembic] says where the rest is
+_TRIES_MAX = 5
+_PAUSE_S = 1.0  # for whoever holds the table, and for those that waited behind us
+_LOCK_NOT_AVAILABLE = "55P03"
+
+_alembic_is_free = threading.Lock()  # alembic keeps what it is doing in globals of the process
+
+
+class MigrationError(Exception):
+    """The schema is not, and did not come to be, the one that was asked for."""
+
+
+class OutdatedDatabaseError(MigrationError):
+    """The database has another schema than this version of the service works with."""
+
+
+class TableInUseError(MigrationError):
+    """Somebody else held a table that a migration changes, each time that it was tried."""
+
+
+async def upgrade(url: str, revision: str = "head", *, tries_max: int = _TRIES_MAX) -> None:
+    """Bring the database at *url* up to *revision*; waits for a migration that already runs.
+
+    Each migration is a transaction of its own. One that does not get a lock within two seconds
+    gives up, so that nobody has to wait behind it, and is tried again. Cancelling does not stop
+    the migration that runs. Raises TableInUseError.
+    """
+    await _migrate(command.upgrade, url=url, revision=revision, tries_max=tries_max)
+
+
+async def downgrade(url: str, revision: str, *, tries_max: int = _TRIES_MAX) -> None:
+    """Take the database at *url* back to *revision* (``base``: drop everything), as `upgrade`."""
+    await _migrate(command.downgrade, url=url, revision=revision, tries_max=tries_max)
+
+
+async def current(url: str) -> str | None:
+    """Return the revision of the database at *url*, None for one that was never migrated."""
+    connection = await asyncpg.connect(parse_database_url(url))
+    try:
+        revision: str | None = await connection.fetchval(statement("service", "current_revision"))
+    except asyncpg.UndefinedTableError:
+        return None
+    finally:
+        await connection.close()
+    return revision
+
+
+async def require_current(database_url: str) -> None:
+    """Do nothing if the schema is the one of this checkout; raises OutdatedDatabaseError."""
+    found = await current(database_url)
+    scripts = await asyncio.to_thread(ScriptDirectory.from_config, _config(database_url))
+    needed = scripts.get_current_head()
+    if found == needed:
+        return
+    if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+        raise OutdatedDatabaseError(
+            f"database is at {found}, which is newer than this version, made for {needed}: "
+            "start the newer version"
+        )
+    raise OutdatedDatabaseError(
+        f"database is at {found or 'nothing'}, this version needs {needed}: run `allotment migrate`"
+    )
+
+
+async def _migrate(
+    run: Callable[[Config, str], None], *, url: str, revision: str, tries_max: int
+) -> None:
+    config = _config(url)
+    for tries_left in reversed(range(tries_max)):
+        try:
+            return await asyncio.to_thread(_run_alone, run, config, revision)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            if not tries_left:
+                raise TableInUseError(
+                    f"a table was in use each of the {tries_max} times that the migration was "
+                    "tried: end long transactions (pg_stat_activity shows them) and try again"
+                ) from error
+        await asyncio.sleep(_PAUSE_S)
+
+
+def _run_alone(run: Callable[[Config, str], None], config: Config, revision: str) -> None:
+    with _alembic_is_free:
+        run(config, revision)
+
+
+def _config(url: str) -> Config:
+    address = sqlalchemy_url(parse_database_url(url))
+    return Config(toml_file=_PYPROJECT, attributes={"url": address})

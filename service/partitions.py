@@ -1,0 +1,87 @@
+"""Makes the monthly partitions of usage_logs, ahead of the time that they are needed.
+
+The default partition takes what has no month of its own, so that being late loses nothing; what
+it took is moved when its month is made.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import structlog
+
+from service.database import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["make_partitions"]
+
+log = structlog.stdlib.get_logger()
+
+_MONTHS_AHEAD_MAX = 1200
+# Readers of usage_logs wait behind us for the lock of the default partition: at most this long.
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '2s'"
+# And at most this long for the rows to move; what could not be moved stays where it was.
+_MOVE_TIMEOUT_S = 300
+
+
+async def make_partitions(
+    connection: asyncpg.Connection[Any], *, now: datetime, months_ahead: int = 3
+) -> list[str]:
+    """Make the partitions of *now*'s month and the *months_ahead* after it; return the new ones.
+
+    Safe to repeat, and while others do the same. A month whose locks are not to be had within
+    two seconds is left for the next time, since its rows are safe in the default partition.
+    An import of old usage calls it with *now* in the past, so that its months are made too.
+    """
+    assert now.tzinfo is not None, "a naive time has no month in UTC"
+    assert 0 <= months_ahead <= _MONTHS_AHEAD_MAX
+    assert not connection.is_in_transaction(), (
+        "each month is a transaction, so that locks are short"
+    )
+    made = []
+    for start, end in _months(now.astimezone(UTC), count=months_ahead + 1):
+        name = f"usage_logs_{start:%Y_%m}"
+        try:
+            if await _make_partition(connection, name, start=start, end=end):
+                made.append(name)
+        except asyncpg.LockNotAvailableError:
+            log.warning("partition.postponed", partition=name)
+    return made
+
+
+async def _make_partition(
+    connection: asyncpg.Connection[Any], name: str, *, start: datetime, end: datetime
+) -> bool:
+    """Make one, unless it is there; tell whether it was made."""
+    if await _exists(connection, name):
+        return False  # the common case takes no lock
+    async with connection.transaction():
+        await connection.execute(_LOCK_TIMEOUT)
+        await connection.execute(statement("service", "lock_partitions"))
+        if await _exists(connection, name):
+            return False
+        filled = statement("service", "make_partition").format(
+            partition=name, start=start.isoformat(), end=end.isoformat()
+        )
+        await connection.execute(filled, timeout=_MOVE_TIMEOUT_S)
+    return True
+
+
+async def _exists(connection: asyncpg.Connection[Any], name: str) -> bool:
+    rows = await connection.fetch(statement("service", "partitions"))
+    return name in {row["name"] for row in rows}
+
+
+def _months(now: datetime, *, count: int) -> Iterator[tuple[datetime, datetime]]:
+    """Yield the first instant of each month and of the one after it."""
+    first = now.year * 12 + now.month - 1
+    for number in range(first, first + count):
+        yield _first_instant(number), _first_instant(number + 1)
+
+
+def _first_instant(month: int) -> datetime:
+    return datetime(month // 12, month % 12 + 1, 1, tzinfo=UTC)

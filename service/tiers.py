@@ -1,0 +1,193 @@
+"""`tiers.toml`: read, checked, applied to PostgreSQL as a new version, and put in force in Redis.
+
+PostgreSQL has every version that ever was; the highest is in force. A process that dies between
+the two stores is healed by the worker, which publishes what PostgreSQL has each second.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from sqlmodel import col, func, select
+
+from models import CreditPrice, TierLimit, TierVersion, User
+from quota.errors import InvalidValueError
+from quota.rules import UNLIMITED, Rules
+from quota.scripts import ScriptCaller, script
+from quota.values import credits_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlmodel.ext.asyncio.session import AsyncSession
+
+    from quota.keys import Keys, ShardKeys
+    from quota.scripts import Client
+    from service.database import Database
+
+__all__ = ["apply_rules", "publish", "publish_shard", "read_tiers_file", "stored_rules"]
+
+EVERYONE = "*"  # the tier under which credit_prices has what is not overridden
+_PUBLISH_TIMEOUT_S = 5.0
+_APPLY_LOCK = 7_421_001  # advisory: two `tiers apply` at once would take the same version
+
+
+def read_tiers_file(path: Path) -> Rules:
+    """The rules in a TOML file.
+
+    Raises:
+        InvalidValueError: an entry is wrong; *field* is its path. Or the file is not TOML.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidValueError(str(path), str(error), "a TOML file") from None
+    return Rules.from_document(document)
+
+
+async def apply_rules(database: Database, rules: Rules) -> Rules:
+    """Store *rules* as the next version, unless they are what is in force; return what is in force.
+
+    Raises:
+        InvalidValueError: a tier that users are on is missing.
+    """
+    async with database.session() as session:
+        await session.exec(select(func.pg_advisory_xact_lock(_APPLY_LOCK)))
+        stored = await _rules_in(session)
+        if stored is not None and _same(stored, rules):
+            return stored
+        await _refuse_orphans(session, rules)
+        version = 1 if stored is None else stored.version + 1
+        session.add_all(_rows(rules, version))
+    return Rules.from_document(dict(rules.document), version=version)
+
+
+async def stored_rules(database: Database) -> Rules | None:
+    """The rules in force; None before the first `tiers apply`."""
+    async with database.session() as session:
+        return await _rules_in(session)
+
+
+async def publish(redis: Client, keys: Keys, rules: Rules) -> None:
+    """Put *rules* in force in every shard; each changes in one step."""
+    for shard in keys.shards:
+        await publish_shard(redis, shard, rules)
+
+
+async def publish_shard(redis: Client, shard: ShardKeys, rules: Rules) -> None:
+    """Put *rules* in force in one shard, unless it has newer ones."""
+    caller = ScriptCaller(redis, timeout_s=_PUBLISH_TIMEOUT_S)
+    document = json.dumps({"version": rules.version, "document": dict(rules.document)})
+    lines = [text for line in rules.lines().items() for text in line]
+    try:
+        await caller.call(script("publish"), [shard.meta, shard.rules], [rules.version, document, *lines])
+    finally:
+        await caller.close()
+
+
+def _same(one: Rules, other: Rules) -> bool:
+    return (one.default_tier, one.tiers, one.prices) == (other.default_tier, other.tiers, other.prices)
+
+
+async def _refuse_orphans(session: AsyncSession, rules: Rules) -> None:
+    gone = select(User.tier, func.count()).where(col(User.tier).not_in(list(rules.tiers))).group_by(col(User.tier))
+    for tier, users in (await session.exec(gone)).all():
+        raise InvalidValueError(
+            f"tiers.{tier}", None, f"the tier to stay, because {users} users are on it (move them first)"
+        )
+
+
+def _rows(rules: Rules, version: int) -> list[Any]:
+    rows: list[Any] = []
+    for tier in rules.tiers.values():
+        rows.append(
+            TierVersion(
+                version=version,
+                name=tier.name,
+                is_default=tier.name == rules.default_tier,
+                overdraft=tier.overdraft,
+                allowance_micro=tier.allowance and tier.allowance.amount,
+                allowance_every=tier.allowance and tier.allowance.every,
+                thresholds=list(tier.thresholds),
+            )
+        )
+        for feature, limits in tier.limits.items():
+            for position, limit in enumerate(limits):
+                rows.append(
+                    TierLimit(
+                        version=version,
+                        tier=tier.name,
+                        feature=feature,
+                        position=position,
+                        per=limit.per,
+                        mode=limit.mode,
+                        max=limit.max,
+                    )
+                )
+    for name, prices in [(EVERYONE, rules.prices), *((tier.name, tier.prices) for tier in rules.tiers.values())]:
+        for feature, price in prices.items():
+            rows.append(
+                CreditPrice(
+                    version=version,
+                    tier=name,
+                    feature=feature,
+                    price=price.base,
+                    format=_texts(price.formats),
+                    quality=_texts(price.qualities),
+                )
+            )
+    return rows
+
+
+def _texts(multipliers: Any) -> dict[str, str]:
+    return {name: _plain(multiplier) for name, multiplier in multipliers.items()}
+
+
+def _plain(number: Decimal) -> str:
+    text = format(number, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+async def _rules_in(session: AsyncSession) -> Rules | None:
+    version = (await session.exec(select(func.max(TierVersion.version)))).one()
+    if version is None:
+        return None
+    tiers = (await session.exec(select(TierVersion).where(TierVersion.version == version))).all()
+    limits = await session.exec(
+        select(TierLimit)
+        .where(TierLimit.version == version)
+        .order_by(col(TierLimit.tier), col(TierLimit.feature), col(TierLimit.position))
+    )
+    prices = await session.exec(select(CreditPrice).where(CreditPrice.version == version))
+    document: dict[str, Any] = {
+        "default_tier": next(tier.name for tier in tiers if tier.is_default),
+        "features": {},
+        "tiers": {tier.name: _tier_table(tier) for tier in tiers},
+    }
+    for limit in limits:
+        named = document["tiers"][limit.tier]["limits"]
+        most = UNLIMITED if limit.max is None else limit.max
+        named.setdefault(limit.feature, []).append({"max": most, "per": limit.per, "mode": limit.mode})
+    for price in prices:
+        top = document if price.tier == EVERYONE else document["tiers"][price.tier]
+        top["features"][price.feature] = {
+            "price": _plain(price.price),
+            "format": price.format,
+            "quality": price.quality,
+        }
+    return Rules.from_document(document, version=version)
+
+
+def _tier_table(tier: TierVersion) -> dict[str, Any]:
+    table: dict[str, Any] = {
+        "overdraft": tier.overdraft,
+        "limits": {},
+        "features": {},
+        "alerts": {"thresholds": list(tier.thresholds)},
+    }
+    if tier.allowance_micro is not None:
+        table["credits"] = {"amount": format(credits_of(tier.allowance_micro), "f"), "every": tier.allowance_every}
+    return table

@@ -1,0 +1,147 @@
+"""Entries of the usage log: read from Redis, decoded, and checked line by line.
+
+An entry is what one call of the admit script let in. It carries a version: what a newer version
+of the service wrote is left for it, and what nobody can read is told apart from what can.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from quota.errors import InvalidValueError
+from quota.values import MICRO_MAX, parse_amount, parse_feature, parse_key, parse_user_id
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from quota.keys import ShardKeys
+    from quota.scripts import Client
+
+__all__ = ["Entries", "Line", "NewerVersionError", "Unreadable", "read_entries"]
+
+VERSION = 1
+ENTRIES_MAX = 200  # in one read: at 400 lines each, what a large batch takes
+
+
+class NewerVersionError(Exception):
+    """The log has an entry of a newer version of the service; a newer worker has to apply it."""
+
+
+class Line(msgspec.Struct, array_like=True, gc=False):
+    """A line of an entry, in the order of `quota.wire`; what follows `number` may be left out."""
+
+    user: str
+    feature: str
+    amount: int
+    key: str
+    number: int
+    format: str | None = None
+    quality: str | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
+    occurred_at_ms: int | None = None
+    event_id: str | None = None
+    event_type: str | None = None
+    product_version: str | None = None
+    session_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What could not be decoded: where it lies in the log, the bytes, and why."""
+
+    place: str
+    raw: bytes
+    reason: str
+
+
+@dataclass(slots=True)
+class Entries:
+    """A run of the log: its lines in order, each with the user's id, its cost and its instant."""
+
+    after: str
+    last: str
+    lines: list[tuple[UUID, Line, int, int, str]] = field(default_factory=list)
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+
+_decode_lines = msgspec.json.Decoder(list[Line]).decode
+_decode_raw = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_line = msgspec.json.Decoder(Line).decode
+
+
+async def read_entries(
+    redis: Client, shard: ShardKeys, *, after: str, lines_max: int, entries_max: int = ENTRIES_MAX
+) -> Entries:
+    """The entries behind *after*, as many as hold *lines_max* lines; whole entries, at least one.
+
+    Raises:
+        NewerVersionError: the first of them is of a newer version.
+    """
+    run = Entries(after=after, last=after)
+    while len(run.lines) < lines_max:
+        found = await redis.xrange(shard.log, min=f"({run.last}", count=min(entries_max, ENTRIES_MAX))
+        if not found:
+            break
+        for entry_id, fields in found:
+            try:
+                decode_entry(run, entry_id.decode(), fields)
+            except NewerVersionError:
+                if run.last == after:
+                    raise
+                return run
+            run.last = entry_id.decode()
+            if len(run.lines) >= lines_max:
+                break
+    return run
+
+
+def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> None:
+    """Add the lines of an entry to *run*, and what of it cannot be read."""
+    version = fields.get(b"v", b"")
+    if version.isdigit() and int(version) > VERSION:
+        raise NewerVersionError(f"entry {entry_id} is of version {version.decode()}, this worker reads {VERSION}")
+    try:
+        at_ms = _instant(fields[b"t"])
+        lines, costs = fields[b"r"], fields[b"c"].rstrip(b",").split(b",")
+        raw_lines: list[Any] = _decode_raw(lines)
+        if len(costs) != len(raw_lines):
+            raise ValueError(f"{len(raw_lines)} lines, but {len(costs)} costs")
+    except (KeyError, ValueError, msgspec.DecodeError) as error:
+        reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        run.unreadable.append(Unreadable(entry_id, msgspec.json.encode(_texts(fields)), reason))
+        return
+    try:
+        decoded: list[Line] | None = _decode_lines(lines)
+    except msgspec.DecodeError:
+        decoded = None  # one of them is wrong: find out which
+    for number, raw in enumerate(raw_lines):
+        try:
+            line = decoded[number] if decoded else _decode_line(raw)
+            cost = _cost(costs[number])
+            user = parse_user_id(line.user)
+            parse_feature(line.feature)
+            parse_amount(line.amount)
+            parse_key(line.key)
+        except (InvalidValueError, ValueError, msgspec.DecodeError) as error:
+            run.unreadable.append(Unreadable(f"{entry_id}/{number}", bytes(raw), str(error)))
+        else:
+            run.lines.append((user.id, line, cost, at_ms, entry_id))
+
+
+def _instant(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 15:  # the year 33658: later than any datetime
+        raise ValueError(f"t: not milliseconds: {text[:40]!r}")
+    return int(text)
+
+
+def _cost(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 16 or int(text) > MICRO_MAX:
+        raise ValueError(f"cost: not micro-credits: {text[:40]!r}")
+    return int(text)
+
+
+def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in fields.items()}

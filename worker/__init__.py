@@ -1,0 +1,1 @@
+"""The arq worker: applies the usage log to PostgreSQL, loads users, keeps partitions and logs in order."""

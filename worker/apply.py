@@ -1,0 +1,246 @@
+"""Applies a run of the usage log to PostgreSQL: one transaction, a dozen statements, whatever its size.
+
+The log position is stored in the same transaction: a crash before the commit repeats the read, a
+crash after it finds the position advanced. The row lock on the shard lets one worker at a time do it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import msgspec
+
+from quota.burndown import Grant
+from quota.period import Calendar
+from quota.values import instant_of, parse_user_id
+from service.database import statement
+from service.usage_log import Entries, Unreadable
+from worker.batch import COLUMNS, KEY_SKEW_MS, Batch, Keyed, Member, fold, keyed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from uuid import UUID
+
+    from service.database import Database
+
+__all__ = ["Applied", "apply_run"]
+
+# A value that PostgreSQL refuses in a row of ours: the row is at fault, not the connection.
+_POISON = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a run: *admitted* lines of the log, of which so many were repeats or unreadable."""
+
+    admitted: int
+    applied: int
+    duplicates: int
+    quarantined: int
+    stale_users: int
+
+
+async def apply_run(database: Database, shard: int, run: Entries, *, default_tier: str) -> Applied | None:
+    """Apply *run* to PostgreSQL, exactly once.
+
+    None: another worker has the shard, or it moved on since the run was read.
+    """
+    try:
+        return await _apply(database, shard, run, default_tier=default_tier)
+    except _POISON:
+        poison = await _find_poison(database, run, default_tier=default_tier)
+        if not poison:
+            raise
+        sound = [line for number, line in enumerate(run.lines) if number not in poison]
+        unreadable = [*run.unreadable, *poison.values()]
+        return await _apply(
+            database, shard, Entries(run.after, run.last, sound, unreadable), default_tier=default_tier
+        )
+
+
+async def _apply(database: Database, shard: int, run: Entries, *, default_tier: str) -> Applied | None:
+    async with database.connection() as connection, connection.transaction():
+        row = await connection.fetchrow(statement("worker", "lock_shard"), shard)
+        if row is None or row["last_entry_id"] != run.after:
+            return None
+        repeats, stale = await _write_lines(connection, run.lines, default_tier=default_tier)
+        await _quarantine(connection, shard, run.unreadable)
+        lines, bad = len(run.lines), len(run.unreadable)
+        await connection.execute(statement("worker", "advance_shard"), shard, run.last, lines + bad)
+    return Applied(lines + bad, lines - repeats, repeats, bad, stale)
+
+
+async def _write_lines(
+    connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
+) -> tuple[int, int]:
+    """Write *lines* down; return how many were repeats, and of how many users."""
+    if not lines:
+        return 0, 0
+    keys = keyed(lines)
+    members = await _members(connection, lines, default_tier=default_tier)
+    repeated = await _repeated(connection, lines, keys)
+    batch = fold(lines, keys, repeated, members)
+    await connection.copy_records_to_table("usage_logs", records=batch.logs, columns=COLUMNS)
+    await _write_usage(connection, batch)
+    await _write_credits(connection, batch)
+    if batch.keys:
+        await connection.execute(statement("worker", "add_keys"), *_columns(batch.keys))
+    stale = {lines[number][0] for number in repeated}
+    if stale:  # Redis counted the repeats once more: it has to load these users again
+        await connection.execute(statement("worker", "note_stale"), list(stale))
+    return len(repeated), len(stale)
+
+
+async def _members(
+    connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
+) -> dict[UUID, Member]:
+    names = {user_id: line.user for user_id, line, _, _, _ in lines}
+    rows = await connection.fetch(statement("worker", "members"), list(names))
+    if len(rows) < len(names):
+        missing = sorted(set(names) - {row["id"] for row in rows})
+        external = [parse_user_id(names[user_id]).external_id for user_id in missing]
+        at = instant_of(lines[0][3])
+        await connection.execute(statement("worker", "add_users"), missing, external, default_tier, at)
+        rows = await connection.fetch(statement("worker", "members"), list(names))
+    payers = {user_id for user_id, _, cost, _, _ in lines if cost}
+    grants: dict[UUID, list[Grant]] = defaultdict(list)
+    if payers:
+        for row in await connection.fetch(statement("worker", "member_grants"), list(payers)):
+            grants[row["user_id"]].append(_grant(row))
+    return {
+        row["id"]: Member(
+            Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"]), row["overage_micro"], grants[row["id"]]
+        )
+        for row in rows
+    }
+
+
+def _grant(row: Any) -> Grant:
+    return Grant(
+        id=row["id"],
+        amount=row["amount_micro"],
+        left=row["left_micro"],
+        priority=row["priority"],
+        kind=row["kind"],
+        effective_at_ms=row["effective_at_ms"],
+        expires_at_ms=row["expires_at_ms"],
+        voided_at_ms=row["voided_at_ms"],
+        created_at_ms=row["created_at_ms"],
+    )
+
+
+async def _repeated(connection: asyncpg.Connection[Any], lines: Sequence[Any], keys: Keyed) -> set[int]:
+    """The numbers of the lines that were applied before, or stand twice in this run."""
+    known_ids: set[Any] = set()
+    if keys.timed:
+        first, last = instant_of(max(0, keys.time_min_ms - KEY_SKEW_MS)), _instant(keys.time_max_ms + KEY_SKEW_MS)
+        asked = [keys.ids[number] for number in keys.timed]
+        rows = await connection.fetch(statement("worker", "repeated_ids"), asked, first, last)
+        known_ids = {(row["user_id"], str(row["id"])) for row in rows}
+    known_marks: set[Any] = set()
+    if keys.marked:
+        users = [lines[number][0] for number, _ in keys.marked]
+        rows = await connection.fetch(
+            statement("worker", "repeated_marks"), users, [mark for _, mark in keys.marked]
+        )
+        known_marks = {(row["user_id"], row["mark"]) for row in rows}
+    repeated = {number for number in keys.timed if (lines[number][0], keys.ids[number]) in known_ids}
+    repeated |= {number for number, mark in keys.marked if (lines[number][0], mark) in known_marks}
+    return _with_followers(lines, repeated)
+
+
+def _instant(ms: int) -> datetime:
+    return min(instant_of(min(ms, 253_402_300_799_000)), datetime.max.replace(tzinfo=UTC))
+
+
+def _with_followers(lines: Sequence[Any], repeated: set[int]) -> set[int]:
+    """*repeated* with repeats inside the run, and with the further lines of each record."""
+    seen: set[tuple[UUID, str]] = set()
+    skipped: set[int] = set()
+    skipping = False
+    for number, (user_id, line, _, _, _) in enumerate(lines):
+        if line.number == 0:
+            key = (user_id, line.key)
+            skipping = number in repeated or key in seen
+            seen.add(key)
+        if skipping:
+            skipped.add(number)
+    return skipped
+
+
+async def _write_usage(connection: asyncpg.Connection[Any], batch: Batch) -> None:
+    if not batch.usage:
+        return
+    users = [user_id for user_id, _ in batch.usage]
+    features = [feature for _, feature in batch.usage]
+    rows = batch.usage.values()
+    units = [row[0] for row in rows]
+    await connection.execute(
+        statement("worker", "add_feature_usage"),
+        users,
+        features,
+        units,
+        [row[1] for row in rows],
+        [row[2] for row in rows],
+    )
+    periods: list[Any] = []
+    for place in range(6):
+        periods += [[row[3][place] for row in rows], [row[4][place] for row in rows]]
+    await connection.execute(statement("worker", "add_counters"), users, features, *periods, units)
+
+
+async def _write_credits(connection: asyncpg.Connection[Any], batch: Batch) -> None:
+    if batch.entries:
+        await connection.execute(statement("worker", "add_entries"), *_columns(batch.entries))
+    if batch.grants_left:
+        await connection.execute(statement("worker", "set_grants_left"), *_columns(batch.grants_left))
+    if batch.overages:
+        await connection.execute(statement("worker", "set_overages"), *_columns(batch.overages))
+
+
+async def _quarantine(connection: asyncpg.Connection[Any], shard: int, unreadable: Iterable[Unreadable]) -> None:
+    rows = [(one.place, one.raw, one.reason.replace("\0", "\\0")) for one in unreadable]
+    if rows:
+        await connection.execute(statement("worker", "quarantine"), f"log:{shard}", *_columns(rows))
+
+
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+class _RollbackError(Exception):
+    """Takes a trial back."""
+
+
+async def _find_poison(database: Database, run: Entries, *, default_tier: str) -> dict[int, Unreadable]:
+    """The lines that PostgreSQL refuses, by halving: each trial is a transaction that is taken back."""
+    poison: dict[int, Unreadable] = {}
+    suspects = [range(len(run.lines))]
+    while suspects:
+        span = suspects.pop()
+        error = await _trial(database, [run.lines[number] for number in span], default_tier=default_tier)
+        if error is None:
+            continue
+        if len(span) > 1:
+            middle = len(span) // 2
+            suspects += [span[:middle], span[middle:]]
+        else:
+            _, line, _, _, entry_id = run.lines[span[0]]
+            place = f"{entry_id}/{line.key[:100]}/{line.number}".replace("\0", "\\0")
+            poison[span[0]] = Unreadable(place, msgspec.json.encode(line), f"{type(error).__name__}: {error}")
+    return poison
+
+
+async def _trial(database: Database, lines: Sequence[Any], *, default_tier: str) -> Exception | None:
+    try:
+        async with database.connection() as connection, connection.transaction():
+            await _write_lines(connection, lines, default_tier=default_tier)
+            raise _RollbackError
+    except _RollbackError:
+        return None
+    except _POISON as error:
+        return error

@@ -1,0 +1,79 @@
+"""What a worker's jobs work with, built once in `worker.main`."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from quota.client import Quota
+from quota.keys import Keys
+from service.database import Database
+from service.loading import DatabaseLoader
+from service.metrics import Metrics
+from service.shards import NoTiersError, make_shards
+from service.tiers import stored_rules
+from worker.drain import Drain
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from service.settings import Settings
+
+__all__ = ["Deps", "open_deps"]
+
+SOCKET_TIMEOUT_S = 5.0  # a frozen Redis must not hang the worker; longer than any blocking read of ours
+_CONNECT_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """Connections, and what is built on them."""
+
+    settings: Settings
+    database: Database
+    redis: Redis
+    keys: Keys
+    loader: DatabaseLoader
+    quota: Quota
+    drain: Drain
+    metrics: Metrics
+    registry: CollectorRegistry
+
+
+@asynccontextmanager
+async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
+    """Connect, make the shards' rows, and close everything afterwards.
+
+    Raises:
+        NoTiersError: no tiers were applied yet.
+        ValueError: the database was set up with another number of shards.
+    """
+    redis = Redis.from_url(
+        settings.quota_redis, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=_CONNECT_TIMEOUT_S
+    )
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    keys = Keys(settings.key_prefix, settings.shards)
+    dedupe_ms = settings.dedupe_seconds * 1000
+    async with Database(settings.sqlalchemy_url, pool_max=settings.database_pool_max) as database, redis:
+        await make_shards(database, settings.shards)
+        rules = await stored_rules(database)
+        if rules is None:
+            raise NoTiersError
+        loader = DatabaseLoader(database, redis, auto_provision=settings.auto_provision, dedupe_ms=dedupe_ms)
+        drain = Drain(
+            database,
+            redis,
+            keys,
+            metrics,
+            default_tier=rules.default_tier,
+            lines_max=settings.apply_records_max,
+            dedupe_ms=dedupe_ms,
+        )
+        quota = Quota(redis, prefix=settings.key_prefix, shards=settings.shards, loader=loader)
+        async with quota:
+            yield Deps(settings, database, redis, keys, loader, quota, drain, metrics, registry)

@@ -1,0 +1,135 @@
+"""Empties the usage log into PostgreSQL, shard by shard, while reading ahead.
+
+The next run is read and decoded while PostgreSQL works on this one. Workers share the shards
+through the fence: whoever finds one taken leaves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from service.database import statement
+from service.shards import mend_shard, shard_is_sound
+from service.staleness import drop_stale_users
+from service.usage_log import NewerVersionError, read_entries
+from worker.apply import apply_run
+
+if TYPE_CHECKING:
+    from quota.keys import Keys, ShardKeys
+    from quota.scripts import Client
+    from service.database import Database
+    from service.metrics import Metrics
+    from service.usage_log import Entries
+    from worker.apply import Applied
+
+__all__ = ["Drain"]
+
+_SHARDS_AT_ONCE = 2  # each keeps a connection and a core of PostgreSQL busy
+_log = structlog.get_logger("allotment.drain")
+
+
+class Drain:
+    """One worker's share of emptying the log; one round at a time."""
+
+    def __init__(
+        self,
+        database: Database,
+        redis: Client,
+        keys: Keys,
+        metrics: Metrics,
+        *,
+        default_tier: str,
+        lines_max: int,
+        dedupe_ms: int,
+    ) -> None:
+        self._database = database
+        self._redis = redis
+        self._keys = keys
+        self._metrics = metrics
+        self._default_tier = default_tier
+        self._lines_max = lines_max
+        self._dedupe_ms = dedupe_ms
+        self._round = asyncio.Lock()
+        self._places = asyncio.Semaphore(_SHARDS_AT_ONCE)
+
+    async def run(self, *, seconds_max: float) -> int:
+        """Apply until every log is empty or the time is up; return how many records were applied.
+
+        A round that finds another one under way in this process leaves the work to it.
+        """
+        if self._round.locked():
+            return 0
+        async with self._round:
+            until = time.monotonic() + seconds_max
+            rounds = [self._drain_shard(shard, until) for shard in self._keys.shards]
+            counts = await asyncio.gather(*rounds, return_exceptions=True)
+        for count in counts:
+            if isinstance(count, BaseException):
+                self._metrics.apply_failures.inc()
+                raise count
+        return sum(count for count in counts if isinstance(count, int))
+
+    async def _drain_shard(self, shard: ShardKeys, until: float) -> int:
+        async with self._places:
+            async with self._database.connection() as connection:
+                row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
+            assert row is not None, "make_shards made every row at start"
+            if not await shard_is_sound(self._redis, shard, epoch=row["epoch"], position=row["last_entry_id"]):
+                if await mend_shard(self._database, self._redis, self._keys, shard, dedupe_ms=self._dedupe_ms):
+                    self._metrics.epochs.inc()
+            try:
+                return await self._apply_log(shard, row["last_entry_id"], until)
+            except NewerVersionError as error:
+                _log.error("log.newer_version", shard=shard.index, error=str(error))
+                return 0
+
+    async def _apply_log(self, shard: ShardKeys, position: str, until: float) -> int:
+        count = 0
+        run = await self._read(shard, position)
+        while run.last != run.after:
+            async with asyncio.TaskGroup() as group:
+                ahead = group.create_task(self._read_ahead(shard, run.last))
+                applied = await self._apply(shard, run)
+            if applied is None:
+                return count
+            count += applied.applied
+            if applied.stale_users:
+                await drop_stale_users(self._database, self._redis, self._keys)
+            if time.monotonic() >= until:
+                return count
+            run = ahead.result() or await self._read(shard, run.last)
+        return count
+
+    async def _read(self, shard: ShardKeys, after: str) -> Entries:
+        return await read_entries(self._redis, shard, after=after, lines_max=self._lines_max)
+
+    async def _read_ahead(self, shard: ShardKeys, after: str) -> Entries | None:
+        try:
+            return await self._read(shard, after)
+        except NewerVersionError:
+            return None  # said when its turn comes; this run is to be applied first
+
+    async def _apply(self, shard: ShardKeys, run: Entries) -> Applied | None:
+        started = time.perf_counter()
+        applied = await apply_run(self._database, shard.index, run, default_tier=self._default_tier)
+        if applied is not None:
+            metrics, seconds = self._metrics, time.perf_counter() - started
+            metrics.applied.inc(applied.applied)
+            metrics.duplicates.inc(applied.duplicates)
+            metrics.quarantined.inc(applied.quarantined)
+            metrics.batch_size.observe(applied.admitted)
+            metrics.batch_seconds.observe(seconds)
+            log = _log.warning if applied.quarantined else _log.debug
+            log(
+                "usage.applied",
+                shard=shard.index,
+                records=applied.applied,
+                duplicates=applied.duplicates,
+                quarantined=applied.quarantined,
+                seconds=round(seconds, 3),
+            )
+        return applied

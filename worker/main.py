@@ -1,0 +1,112 @@
+"""Builds and runs one worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from datetime import UTC
+from typing import TYPE_CHECKING
+
+import structlog
+from arq import Worker, cron, func
+from arq.connections import ArqRedis
+from prometheus_client import start_http_server
+
+from service.jobs import QUARANTINE_JOB, RECORD_USAGE, deserialize_job, serialize_job
+from worker.deps import SOCKET_TIMEOUT_S, Deps, open_deps
+from worker.jobs import drain_log, keep_partitions, quarantine_job, record_usage, tidy_logs
+from worker.load_server import LoadServer
+
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+__all__ = ["run_worker"]
+
+_JOB_TIMEOUT_S = 30  # longer than any job runs; a dead worker's job waits for so long and 10 s more
+_STOP_SECONDS_MAX = 8  # for running jobs at SIGTERM; supervisors kill after 10
+_POLL_DELAY_S = 0.1
+_TRIES_MAX = 1_000_000  # a job is given up by a person, not by a number
+_EXPIRES_MS = 28 * 24 * 3600 * 1000  # a job may wait as long as an outage lasts
+_QUEUE_READ_MAX = 2_000  # orphans of killed workers stay at the head for a while; look behind them
+_log = structlog.get_logger("allotment.worker")
+
+
+async def run_worker(settings: Settings, *, stop: asyncio.Event | None = None) -> None:
+    """Work until SIGTERM, SIGINT or *stop*; then finish what is under way.
+
+    Raises:
+        NoTiersError, ValueError: see `worker.deps.open_deps`.
+    """
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with open_deps(settings) as deps:
+        server, thread = start_http_server(settings.metrics_port, settings.metrics_host, registry=deps.registry)
+        _log.info("worker.started", metrics=f"http://{settings.metrics_host}:{server.server_port}/metrics")
+        try:
+            await _work(deps, stop)
+        finally:
+            server.shutdown()
+            server.server_close()
+            await asyncio.to_thread(thread.join)
+            _log.info("worker.stopped")
+
+
+async def _work(deps: Deps, stop: asyncio.Event) -> None:
+    worker = _arq_worker(deps)
+    loads = LoadServer(deps.redis, deps.keys, deps.loader, deps.metrics)
+    running = [
+        asyncio.create_task(worker.async_run(), name="arq"),
+        asyncio.create_task(loads.serve(), name="loads"),
+        asyncio.create_task(stop.wait(), name="stop"),
+    ]
+    try:
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()  # arq ends when Redis stays away: say why, and let the supervisor start us again
+    finally:
+        worker.allow_pick_jobs = False
+        if worker.tasks:
+            await asyncio.wait(list(worker.tasks.values()), timeout=_STOP_SECONDS_MAX)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+            await worker.close()
+
+
+def _arq_worker(deps: Deps) -> Worker:
+    pool = ArqRedis.from_url(
+        deps.settings.queue_redis,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        job_serializer=serialize_job,
+        job_deserializer=deserialize_job,
+        expires_extra_ms=_EXPIRES_MS,
+    )
+    every_second = set(range(60))
+    return Worker(
+        functions=[func(record_usage, name=RECORD_USAGE), func(quarantine_job, name=QUARANTINE_JOB)],
+        cron_jobs=[
+            # Random ids: a fixed one loses the wake-up that comes while the job runs.
+            cron(drain_log, second=every_second, unique=False, run_at_startup=True),
+            cron(tidy_logs, second={15, 45}, unique=False),
+            cron(keep_partitions, hour={0, 6, 12, 18}, minute=7, run_at_startup=True, unique=False),
+        ],
+        redis_pool=pool,
+        ctx={"deps": deps},
+        handle_signals=False,
+        job_completion_wait=_STOP_SECONDS_MAX,
+        max_jobs=deps.settings.worker_jobs_max,
+        job_timeout=_JOB_TIMEOUT_S,
+        keep_result=0,
+        poll_delay=_POLL_DELAY_S,
+        queue_read_limit=_QUEUE_READ_MAX,
+        max_tries=_TRIES_MAX,
+        expires_extra_ms=_EXPIRES_MS,
+        job_serializer=serialize_job,
+        job_deserializer=deserialize_job,
+        timezone=UTC,
+        log_results=False,
+    )

@@ -1,0 +1,51 @@
+"""Watches the logs for operators, and cuts from them what was applied and is kept long enough."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from service.database import statement
+from service.shards import entry_number
+
+if TYPE_CHECKING:
+    from quota.keys import ShardKeys
+    from worker.deps import Deps
+
+__all__ = ["trim_logs", "watch_logs"]
+
+
+async def watch_logs(deps: Deps) -> None:
+    """Bring the gauges of the logs and the tallies of decisions up to date."""
+    for shard, row in zip(deps.keys.shards, await _positions(deps), strict=True):
+        tallies = await deps.redis.hgetall(shard.tallies)
+        counts = {name.decode(): int(count) for name, count in tallies.items()}
+        deps.metrics.tallies.set(shard.index, counts)
+        deps.metrics.backlog.labels(shard.index).set(max(0, counts.get("lines", 0) - row["lines_applied"]))
+        oldest = await deps.redis.xrange(shard.log, min=f"({row['last_entry_id']}", count=1)
+        age_s = time.time() - entry_number(oldest[0][0].decode())[0] / 1000 if oldest else 0
+        deps.metrics.oldest_age.labels(shard.index).set(max(0, age_s))
+
+
+async def trim_logs(deps: Deps) -> None:
+    """Drop entries that were applied, and that entered the log more than REPLAY_SECONDS ago.
+
+    Until then they can be applied again to a PostgreSQL that was set back.
+    """
+    seconds, _ = await deps.redis.time()
+    kept_ms = (int(seconds) - deps.settings.replay_seconds) * 1000
+    for shard, row in zip(deps.keys.shards, await _positions(deps), strict=True):
+        await _trim(deps, shard, row["last_entry_id"], kept_ms)
+
+
+async def _trim(deps: Deps, shard: ShardKeys, position: str, kept_ms: int) -> None:
+    applied_ms, applied_seq = entry_number(position)
+    # MINID keeps the entry it names: the last one applied stays, and shows where the log stands.
+    oldest = position if applied_ms < kept_ms else f"{kept_ms}-0"
+    if applied_ms:
+        await deps.redis.xtrim(shard.log, minid=oldest, approximate=True)
+
+
+async def _positions(deps: Deps) -> list[dict[str, object]]:
+    async with deps.database.connection() as connection:
+        return list(await connection.fetch(statement("worker", "positions")))
