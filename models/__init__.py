@@ -1,0 +1,26 @@
+"""The tables of Allotment in PostgreSQL; alembic is the only way that they come to be."""
+
+from sqlmodel import SQLModel
+
+from models.credits import CreditEntry, CreditGrant
+from models.rules import CreditPrice, TierLimit, TierVersion
+from models.usage import FeatureUsage, UsageCounter, UsageKey, UsageLog
+from models.usage_log import QuarantinedRecord, StaleUser, UsageShard
+from models.users import User
+
+__all__ = [
+    "CreditEntry",
+    "CreditGrant",
+    "CreditPrice",
+    "FeatureUsage",
+    "QuarantinedRecord",
+    "SQLModel",
+    "StaleUser",
+    "TierLimit",
+    "TierVersion",
+    "UsageCounter",
+    "UsageKey",
+    "UsageLog",
+    "UsageShard",
+    "User",
+]
