@@ -102,7 +102,7 @@ async def _migrate(
     config = _config(url)
     for tries_left in reversed(range(tries_max)):
         try:
-            return await asyncio.to_thread(_run_alone, run, config, revision)
+            await asyncio.to_thread(_run_alone, run, config, revision)
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
                 raise
@@ -111,6 +111,8 @@ async def _migrate(
                     f"a table was in use each of the {tries_max} times that the migration was "
                     "tried: end long transactions (pg_stat_activity shows them) and try again"
                 ) from error
+        else:
+            return
         await asyncio.sleep(_PAUSE_S)
 
 

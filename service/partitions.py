@@ -43,12 +43,15 @@ async def make_partitions(
         "each month is a transaction, so that locks are short"
     )
     made = []
+    there = await _names(connection)
     for start, end in _months(now.astimezone(UTC), count=months_ahead + 1):
         name = f"usage_logs_{start:%Y_%m}"
+        if name in there:
+            continue  # the common case takes no lock
         try:
             if await _make_partition(connection, name, start=start, end=end):
                 made.append(name)
-        except asyncpg.LockNotAvailableError:
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             log.warning("partition.postponed", partition=name)
     return made
 
@@ -56,13 +59,11 @@ async def make_partitions(
 async def _make_partition(
     connection: asyncpg.Connection[Any], name: str, *, start: datetime, end: datetime
 ) -> bool:
-    """Make one, unless it is there; tell whether it was made."""
-    if await _exists(connection, name):
-        return False  # the common case takes no lock
+    """Make one, unless somebody else did; tell whether it was made."""
     async with connection.transaction():
         await connection.execute(_LOCK_TIMEOUT)
         await connection.execute(statement("service", "lock_partitions"))
-        if await _exists(connection, name):
+        if name in await _names(connection):
             return False
         filled = statement("service", "make_partition").format(
             partition=name, start=start.isoformat(), end=end.isoformat()
@@ -71,9 +72,8 @@ async def _make_partition(
     return True
 
 
-async def _exists(connection: asyncpg.Connection[Any], name: str) -> bool:
-    rows = await connection.fetch(statement("service", "partitions"))
-    return name in {row["name"] for row in rows}
+async def _names(connection: asyncpg.Connection[Any]) -> set[str]:
+    return {row["name"] for row in await connection.fetch(statement("service", "partitions"))}
 
 
 def _months(now: datetime, *, count: int) -> Iterator[tuple[datetime, datetime]]:

@@ -89,7 +89,8 @@ async def mend_shard(database: Database, redis: Client, keys: Keys, shard: Shard
         if mended:
             begin = [epoch, position, len(keys.shards), dedupe_ms, row["lines_applied"]]
             await caller.call(script("begin"), [shard.log, shard.meta, shard.tallies], begin)
-            _log.warning("shard.epoch_begun", shard=shard.index, epoch=epoch, position=position)
+            log = _log.info if epoch == 1 else _log.warning  # the first one is no loss
+            log("shard.epoch_begun", shard=shard.index, epoch=epoch, position=position)
         await publish_shard(redis, shard, rules)
     finally:
         await caller.close()
