@@ -238,7 +238,8 @@ def _code(standing: Standing, *, amount: int, cost: int, forced: bool) -> str:
             return LIMIT_EXCEEDED
         if state.mode == SOFT and state.limit is not None and state.used + amount > state.limit:
             passes_soft = True
-    if not forced and not standing.overdraft and cost > 0 and cost > standing.credits:
+    left = standing.credits - cost
+    if cost > 0 and left < 0 and (left < -MICRO_MAX or not (forced or standing.overdraft)):
         return INSUFFICIENT_CREDITS
     return SOFT_LIMIT if passes_soft else OK
 

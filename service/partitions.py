@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["make_partitions"]
 
-log = structlog.stdlib.get_logger()
+_log = structlog.get_logger("allotment.partitions")
 
 _MONTHS_AHEAD_MAX = 1200
-# Readers of usage_logs wait behind us for the lock of the default partition: at most this long.
+# Who reads or writes usage_logs waits behind us while we wait for its lock: at most this long.
 _LOCK_TIMEOUT = "SET LOCAL lock_timeout = '2s'"
 # And at most this long for the rows to move; what could not be moved stays where it was.
 _MOVE_TIMEOUT_S = 300
@@ -52,7 +52,7 @@ async def make_partitions(
             if await _make_partition(connection, name, start=start, end=end):
                 made.append(name)
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-            log.warning("partition.postponed", partition=name)
+            _log.warning("partition.postponed", partition=name)
     return made
 
 

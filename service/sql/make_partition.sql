@@ -1,13 +1,13 @@
 -- make_partition: give a month of usage_logs a partition of its own, and the rows of that month
 -- that the default partition took meanwhile.
 -- {partition} its name   {start} {end} the first instants of the month and of the next one
--- Written into the text, because DDL takes no parameters: they must come from a clock, not a caller.
+-- Written into the text, because DDL takes no parameters: they come from a clock, never a caller.
 --
--- Attaching a table lets others read and write usage_logs; CREATE TABLE … PARTITION OF does not.
--- The parent is locked first, as ANALYZE does it, and the default partition before rows are moved:
--- a row that came after them would keep the partition from being attached.
+-- The whole table is locked, and first. A weaker lock would let a writer choose the default
+-- partition, wait there, and be refused after the attachment, because its row has a month now; and
+-- whoever has locked a partition has locked the table before, so that nobody can deadlock with us.
 CREATE TABLE {partition} (LIKE usage_logs INCLUDING ALL);
-LOCK TABLE ONLY usage_logs IN SHARE UPDATE EXCLUSIVE MODE;
+LOCK TABLE ONLY usage_logs IN ACCESS EXCLUSIVE MODE;
 LOCK TABLE usage_logs_default IN ACCESS EXCLUSIVE MODE;
 WITH moved AS (
     DELETE FROM usage_logs_default
