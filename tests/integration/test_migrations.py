@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import asyncpg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from models import SQLModel
+from service.migrations import (
+    OutdatedDatabaseError,
+    TableInUseError,
+    current,
+    downgrade,
+    require_current,
+    upgrade,
+)
+from service.urls import sqlalchemy_url
+
+ROOT = Path(__file__).parents[2]
+SECONDS_MAX = 60
+
+# What alembic's comparison leaves out is in here too: checks, storage, the order of columns.
+SCHEMA = {
+    "tables": """
+        SELECT c.relname, c.relkind::text, c.reloptions, pg_get_partkeydef(c.oid)
+        FROM pg_class c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm')
+          AND NOT c.relispartition AND c.relname <> 'alembic_version'
+        ORDER BY 1
+    """,
+    "columns": """
+        SELECT c.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+               a.attidentity::text, pg_get_expr(d.adbin, d.adrelid)
+        FROM pg_class c
+        JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+        LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+          AND NOT c.relispartition AND c.relname <> 'alembic_version'
+        ORDER BY 1, 2
+    """,
+    "constraints": """
+        SELECT c.relname, con.conname, pg_get_constraintdef(con.oid)
+        FROM pg_constraint con JOIN pg_class c ON c.oid = con.conrelid
+        WHERE c.relnamespace = 'public'::regnamespace
+          AND NOT c.relispartition AND c.relname <> 'alembic_version'
+        ORDER BY 1, 2
+    """,
+    "indexes": """
+        SELECT c.relname, pg_get_indexdef(i.indexrelid)
+        FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+        WHERE c.relnamespace = 'public'::regnamespace
+          AND NOT c.relispartition AND c.relname <> 'alembic_version'
+        ORDER BY 1, 2
+    """,
+}
+
+
+@pytest.fixture
+async def empty_url(
+    copy_of: Callable[[str], AbstractAsyncContextManager[str]],
+) -> AsyncIterator[str]:
+    async with copy_of("template1") as url:
+        yield url
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    opened = await asyncpg.connect(database_url)
+    yield opened
+    await opened.close()
+
+
+async def schema(url: str) -> dict[str, list[tuple[object, ...]]]:
+    connection = await asyncpg.connect(url)
+    try:
+        return {
+            part: [tuple(row) for row in await connection.fetch(query)]
+            for part, query in SCHEMA.items()
+        }
+    finally:
+        await connection.close()
+
+
+async def columns(
+    connection: asyncpg.Connection[asyncpg.Record], table: str
+) -> dict[str, tuple[str, bool, str | None]]:
+    rows = await connection.fetch(
+        """
+        SELECT column_name, data_type, is_nullable = 'YES' AS nullable, column_default
+        FROM information_schema.columns WHERE table_name = $1
+        """,
+        table,
+    )
+    return {name: (kind, nullable, default) for name, kind, nullable, default in rows}
+
+
+async def indexes(connection: asyncpg.Connection[asyncpg.Record], table: str) -> dict[str, str]:
+    rows = await connection.fetch(
+        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = $1", table
+    )
+    return {name: definition.partition(" USING ")[2] for name, definition in rows}
+
+
+async def test_up_then_down_leaves_nothing_and_up_again_is_the_same(empty_url):
+    await upgrade(empty_url)
+    first = await schema(empty_url)
+
+    await downgrade(empty_url, "base")
+
+    assert await current(empty_url) is None
+    assert await schema(empty_url) == {part: [] for part in SCHEMA}
+    await upgrade(empty_url)
+    assert await schema(empty_url) == first
+
+
+async def test_a_downgrade_drops_partitions_and_rows_too(database_url, connection):
+    await connection.execute(
+        "INSERT INTO usage_logs (user_id, action) VALUES (gen_random_uuid(), 'a')"
+    )
+
+    await downgrade(database_url, "base")
+
+    left = await connection.fetch(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+    )
+    assert {name.removesuffix("_pkc") for (name,) in left} == {"alembic_version"}
+
+
+async def test_upgrading_what_is_current_changes_nothing(database_url):
+    before = await schema(database_url)
+
+    await upgrade(database_url)
+
+    assert await schema(database_url) == before
+
+
+async def test_alembic_finds_no_difference_to_the_models(database_url):
+    engine = create_async_engine(sqlalchemy_url(database_url))
+    options = {
+        "compare_type": True,
+        "compare_server_default": True,
+        "include_name": lambda name, kind, _: kind != "table" or name != "usage_logs_default",
+    }
+    async with engine.connect() as connection:
+        differences = await connection.run_sync(
+            lambda sync: compare_metadata(
+                MigrationContext.configure(sync, opts=options), SQLModel.metadata
+            )
+        )
+    await engine.dispose()
+
+    assert differences == []
+
+
+async def test_tables_made_from_the_models_are_the_same_to_the_last_check(database_url, empty_url):
+    engine = create_async_engine(sqlalchemy_url(empty_url))
+    async with engine.begin() as connection:
+        await connection.run_sync(SQLModel.metadata.create_all)
+    await engine.dispose()
+
+    assert await schema(database_url) == await schema(empty_url)
+
+
+async def test_every_table_that_is_needed_exists(database_url):
+    tables = {row[0] for row in (await schema(database_url))["tables"]}
+
+    assert tables >= {
+        "users",
+        "tiers",
+        "tier_limits",
+        "credit_prices",
+        "usage_logs",
+        "usage_keys",
+        "feature_usage",
+        "usage_counters",
+        "credit_grants",
+        "credit_entries",
+        "usage_shards",
+        "quarantined_records",
+    }
+
+
+async def test_feature_usage_has_the_columns_of_seed_000_in_more_bits(connection):
+    found = await columns(connection, "feature_usage")
+
+    assert {name: found[name] for name in list(found)[:6]} == {
+        "id": ("bigint", False, None),  # an INT in the seed; an identity column
+        "user_id": ("uuid", True, None),
+        "feature_name": ("character varying", True, None),
+        "metadata": ("jsonb", True, None),
+        "usage_count": ("bigint", True, "1"),  # an INT in the seed
+        "last_used": ("timestamp with time zone", False, "now()"),
+    }
+
+
+async def test_feature_usage_has_the_key_and_the_indexes_of_seed_000(connection):
+    assert await indexes(connection, "feature_usage") == {
+        "feature_usage_pkey": "btree (id)",
+        "uq_feature_usage_user_feature": "btree (user_id, feature_name)",
+        "idx_feature_usage_user_id": "btree (user_id)",
+        "idx_feature_usage_name": "btree (feature_name)",
+    }
+
+
+async def test_feature_usage_has_the_sync_columns_of_seed_004(connection):
+    found = await columns(connection, "feature_usage")
+
+    assert {"sync_status", "last_synced_at", "discrepancy_count"} <= found.keys()
+
+
+async def test_a_feature_used_for_the_first_time_needs_no_more_than_its_names(connection):
+    row = await connection.fetchrow(
+        """
+        INSERT INTO feature_usage (user_id, feature_name) VALUES (gen_random_uuid(), 'calendar')
+        RETURNING id, usage_count, last_used = now() AS used_now, discrepancy_count
+        """
+    )
+
+    assert tuple(row) == (1, 1, True, 0)
+
+
+async def test_usage_logs_has_the_columns_of_seed_003(connection):
+    found = await columns(connection, "usage_logs")
+
+    assert {
+        name: found[name]
+        for name in (
+            "id",
+            "user_id",
+            "action",
+            "credits_consumed",
+            "metadata",
+            "created_at",
+            "format",
+            "quality",
+        )
+    } == {
+        "id": ("uuid", False, "gen_random_uuid()"),
+        "user_id": ("uuid", False, None),
+        "action": ("text", False, None),
+        "credits_consumed": ("numeric", False, "1.0"),
+        "metadata": ("jsonb", True, None),
+        "created_at": ("timestamp with time zone", False, "now()"),
+        "format": ("text", True, None),
+        "quality": ("text", True, None),
+    }
+
+
+async def test_usage_logs_has_the_indexes_of_seed_003(connection):
+    found = await indexes(connection, "usage_logs")
+
+    assert found == {
+        "usage_logs_pkey": "btree (id, user_id, created_at)",
+        "idx_usage_logs_user_created": "btree (user_id, created_at DESC)",
+        "idx_usage_logs_action": "btree (action, created_at DESC)",
+        "idx_usage_logs_format_quality": "btree (format, quality)",
+        "idx_usage_logs_created": "btree (created_at DESC)",
+        "idx_usage_logs_credits": "btree (credits_consumed DESC)",
+    }
+
+
+async def test_a_migration_runs_from_any_directory(empty_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    await upgrade(empty_url)
+
+    await require_current(empty_url)
+
+
+async def test_the_url_of_sqlalchemy_will_do_too(empty_url):
+    await upgrade(sqlalchemy_url(empty_url))
+
+    await require_current(sqlalchemy_url(empty_url))
+
+
+async def test_an_empty_database_is_told_to_migrate(empty_url):
+    with pytest.raises(
+        OutdatedDatabaseError,
+        match=r"^database is at nothing, this version needs \d{4}: run `allotment migrate`$",
+    ):
+        await require_current(empty_url)
+
+
+async def test_a_newer_database_is_not_told_to_migrate(database_url, connection):
+    await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(OutdatedDatabaseError, match="at 9999, which is newer than this version"):
+        await require_current(database_url)
+
+
+async def test_a_migration_waits_for_one_that_runs(empty_url):
+    other = await asyncpg.connect(empty_url)
+    await other.execute("SELECT pg_advisory_lock(1634495599, 1)")
+    async with asyncio.timeout(SECONDS_MAX):
+        waiting = asyncio.create_task(upgrade(empty_url))
+        while not await other.fetchval(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE query LIKE 'SELECT pg_try_advisory_lock%' AND pid <> pg_backend_pid()"
+            " AND datname = current_database()"
+        ):
+            pass
+
+        assert not waiting.done()
+        assert await current(empty_url) is None
+        await other.close()
+        await waiting
+
+    await require_current(empty_url)
+
+
+async def test_migrations_of_several_processes_at_once_all_succeed(empty_url):
+    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+    environment = {**os.environ, "DATABASE_URL": empty_url}
+
+    started = [
+        await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=environment) for _ in range(3)
+    ]
+    async with asyncio.timeout(SECONDS_MAX):
+        exits = await asyncio.gather(*(one.wait() for one in started))
+
+    assert exits == [0, 0, 0]
+    await require_current(empty_url)
+
+
+async def test_databases_migrate_side_by_side_in_one_process(copy_of):
+    async with copy_of("template1") as one, copy_of("template1") as other:
+        await asyncio.gather(upgrade(one), upgrade(other), upgrade(one))
+
+        await require_current(one)
+        await require_current(other)
+
+
+async def test_a_migration_gives_up_on_a_table_in_use_and_leaves_all_as_it_was(
+    database_url, connection
+):
+    before = await schema(database_url)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE users IN ACCESS SHARE MODE")
+
+        with pytest.raises(TableInUseError, match="a table was in use"):
+            await downgrade(database_url, "base", tries_max=1)
+
+    assert await schema(database_url) == before
+    await require_current(database_url)
+
+
+async def test_a_migration_comes_back_to_a_table_that_was_in_use(database_url, connection):
+    observer = await asyncpg.connect(database_url)
+
+    async def a_migration_waits() -> bool:
+        return bool(await observer.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+    async with asyncio.timeout(SECONDS_MAX):
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE users IN ACCESS SHARE MODE")
+            migration = asyncio.create_task(downgrade(database_url, "base"))
+            while not await a_migration_waits():
+                pass
+            while await a_migration_waits():
+                pass  # it gives up by itself: nobody has to wait behind it for long
+        await migration
+    await observer.close()
+
+    assert await current(database_url) is None
