@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     durability: Literal["everysec", "always"] = "everysec"
 
     key_prefix: KeyPrefix = "allotment"
+    # Two installations on one Redis need two queues, or each worker takes the other's jobs.
+    queue_name: KeyPrefix = "arq:queue"  # where stock arq producers put their jobs
     shards: int = Field(default=4, ge=1, le=64)
     auto_provision: bool = True
     dedupe_seconds: int = Field(default=86_400, ge=1, le=31_622_400)

@@ -16,8 +16,12 @@ from worker.main import run_worker
 async def main() -> None:
     settings = load_settings()
     configure_logging(settings)
-    async with running_servers(settings) as served:
+    async with running_servers(settings, tell=_tell) as served:
         await run_worker(served)
+
+
+def _tell(note: str) -> None:
+    sys.stderr.write(f"{note}\n")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def _arq_worker(deps: Deps) -> Worker:
             cron(keep_partitions, hour={0, 6, 12, 18}, minute=7, run_at_startup=True, unique=False),
         ],
         redis_pool=pool,
+        queue_name=deps.settings.queue_name,
         ctx={"deps": deps},
         handle_signals=False,
         job_completion_wait=_STOP_SECONDS_MAX,
