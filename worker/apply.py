@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import asyncpg
 import msgspec
@@ -33,6 +33,14 @@ __all__ = ["Applied", "apply_run"]
 _POISON = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 
 
+class Write(Protocol):
+    """Writes lines down in the transaction of *connection*."""
+
+    async def __call__(
+        self, connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
+    ) -> Written: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What became of a run: *admitted* lines of the log, of which so many were repeats or unreadable."""
@@ -50,36 +58,67 @@ async def apply_run(database: Database, shard: int, run: Entries, *, default_tie
     None: another worker has the shard, or it moved on since the run was read.
     """
     try:
-        return await _apply(database, shard, run, default_tier=default_tier)
+        return await _apply(database, shard, run, _write_lines, default_tier=default_tier)
     except _POISON:
-        poison = await _find_poison(database, run, default_tier=default_tier)
-        if not poison:
-            raise
-        sound = [line for number, line in enumerate(run.lines) if number not in poison]
-        unreadable = [*run.unreadable, *poison.values()]
-        return await _apply(
-            database, shard, Entries(run.after, run.last, sound, unreadable), default_tier=default_tier
-        )
+        return await _apply(database, shard, run, _write_sound_lines, default_tier=default_tier)
 
 
-async def _apply(database: Database, shard: int, run: Entries, *, default_tier: str) -> Applied | None:
+async def _apply(
+    database: Database, shard: int, run: Entries, write: Write, *, default_tier: str
+) -> Applied | None:
     async with database.connection() as connection, connection.transaction():
         row = await connection.fetchrow(statement("worker", "lock_shard"), shard)
         if row is None or row["last_entry_id"] != run.after:
             return None
-        repeats, stale = await _write_lines(connection, run.lines, default_tier=default_tier)
-        await _quarantine(connection, shard, run.unreadable)
-        lines, bad = len(run.lines), len(run.unreadable)
-        await connection.execute(statement("worker", "advance_shard"), shard, run.last, lines + bad)
-    return Applied(lines + bad, lines - repeats, repeats, bad, stale)
+        written = await write(connection, run.lines, default_tier=default_tier)
+        unreadable = [*run.unreadable, *written.poison]
+        await _quarantine(connection, shard, unreadable)
+        admitted = len(run.lines) + len(run.unreadable)
+        await connection.execute(statement("worker", "advance_shard"), shard, run.last, admitted)
+    applied = admitted - written.repeats - len(unreadable)
+    return Applied(admitted, applied, written.repeats, len(unreadable), written.stale_users)
+
+
+class Written(NamedTuple):
+    """What became of lines: repeats, users whose standing in Redis is off by them, and what was refused."""
+
+    repeats: int
+    stale_users: int
+    poison: list[Unreadable]
+
+
+async def _write_sound_lines(
+    connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
+) -> Written:
+    """Write *lines* down but those that PostgreSQL refuses, which it finds by halving.
+
+    A record of several lines is never parted: its first line tells whether all are repeats.
+    """
+    try:
+        async with connection.transaction():  # a savepoint
+            return await _write_lines(connection, lines, default_tier=default_tier)
+    except _POISON as error:
+        heads = [number for number, (_, line, _, _, _) in enumerate(lines) if line.number == 0 and number]
+        if not heads:
+            return Written(0, 0, [_poison(one, error) for one in lines])
+        middle = min(heads, key=lambda number: abs(number - len(lines) // 2))
+    first = await _write_sound_lines(connection, lines[:middle], default_tier=default_tier)
+    second = await _write_sound_lines(connection, lines[middle:], default_tier=default_tier)
+    return Written(*(one + other for one, other in zip(first, second, strict=True)))
+
+
+def _poison(one: Any, error: Exception) -> Unreadable:
+    _, line, _, _, entry_id = one
+    place = f"{entry_id}/{line.key[:100]}/{line.number}".replace("\0", "\\0")
+    return Unreadable(place, msgspec.json.encode(line), f"{type(error).__name__}: {error}")
 
 
 async def _write_lines(
     connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
-) -> tuple[int, int]:
-    """Write *lines* down; return how many were repeats, and of how many users."""
+) -> Written:
+    """Write *lines* down, whole."""
     if not lines:
-        return 0, 0
+        return Written(0, 0, [])
     keys = keyed(lines)
     members = await _members(connection, lines, default_tier=default_tier)
     repeated = await _repeated(connection, lines, keys)
@@ -92,7 +131,7 @@ async def _write_lines(
     stale = {lines[number][0] for number in repeated}
     if stale:  # Redis counted the repeats once more: it has to load these users again
         await connection.execute(statement("worker", "note_stale"), list(stale))
-    return len(repeated), len(stale)
+    return Written(len(repeated), len(stale), [])
 
 
 async def _members(
@@ -139,7 +178,8 @@ async def _repeated(connection: asyncpg.Connection[Any], lines: Sequence[Any], k
     if keys.timed:
         first, last = instant_of(max(0, keys.time_min_ms - KEY_SKEW_MS)), _instant(keys.time_max_ms + KEY_SKEW_MS)
         asked = [keys.ids[number] for number in keys.timed]
-        rows = await connection.fetch(statement("worker", "repeated_ids"), asked, first, last)
+        users = [lines[number][0] for number in keys.timed]
+        rows = await connection.fetch(statement("worker", "repeated_ids"), asked, users, first, last)
         known_ids = {(row["user_id"], str(row["id"])) for row in rows}
     known_marks: set[Any] = set()
     if keys.marked:
@@ -210,37 +250,3 @@ async def _quarantine(connection: asyncpg.Connection[Any], shard: int, unreadabl
 
 def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-class _RollbackError(Exception):
-    """Takes a trial back."""
-
-
-async def _find_poison(database: Database, run: Entries, *, default_tier: str) -> dict[int, Unreadable]:
-    """The lines that PostgreSQL refuses, by halving: each trial is a transaction that is taken back."""
-    poison: dict[int, Unreadable] = {}
-    suspects = [range(len(run.lines))]
-    while suspects:
-        span = suspects.pop()
-        error = await _trial(database, [run.lines[number] for number in span], default_tier=default_tier)
-        if error is None:
-            continue
-        if len(span) > 1:
-            middle = len(span) // 2
-            suspects += [span[:middle], span[middle:]]
-        else:
-            _, line, _, _, entry_id = run.lines[span[0]]
-            place = f"{entry_id}/{line.key[:100]}/{line.number}".replace("\0", "\\0")
-            poison[span[0]] = Unreadable(place, msgspec.json.encode(line), f"{type(error).__name__}: {error}")
-    return poison
-
-
-async def _trial(database: Database, lines: Sequence[Any], *, default_tier: str) -> Exception | None:
-    try:
-        async with database.connection() as connection, connection.transaction():
-            await _write_lines(connection, lines, default_tier=default_tier)
-            raise _RollbackError
-    except _RollbackError:
-        return None
-    except _POISON as error:
-        return error

@@ -36,6 +36,7 @@ TIERS: dict[str, Any] = {
                     {"max": 150, "per": "month", "mode": "soft"},
                 ],
                 "image": {"max": "unlimited", "per": "month"},
+                "tokens": {"max": "unlimited", "per": "lifetime"},
                 "unit": {"max": 10, "per": "month"},
             }
         },

@@ -1,0 +1,141 @@
+"""A user that is not in Redis is loaded exactly, whatever happens between the steps of the load."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio import Redis
+
+from quota import Quota
+from quota.loading import RequestLoader
+from quota.values import parse_user_id
+from service.loading import DatabaseLoader
+from service.staleness import drop_stale_users
+from service.tiers import stored_rules
+from service.users import put_user
+from worker.deps import Deps
+from worker.load_server import LoadServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+USER = parse_user_id("user-1")
+
+
+class PausingRedis(Redis):
+    """A real client that stops after its first read of the log until it is told to go on."""
+
+    def pause(self) -> None:
+        self.has_read = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def xrange(self, *args: Any, **kwargs: Any) -> Any:
+        found = await super().xrange(*args, **kwargs)
+        self.has_read.set()
+        await self.go_on.wait()
+        return found
+
+
+@asynccontextmanager
+async def paused_loader(deps: Deps) -> AsyncIterator[tuple[PausingRedis, DatabaseLoader]]:
+    async with PausingRedis.from_url(deps.settings.quota_redis) as redis:
+        redis.pause()
+        yield redis, DatabaseLoader(deps.database, redis, auto_provision=True, dedupe_ms=86_400_000)
+
+
+async def forget(deps: Deps) -> None:
+    shard = deps.keys.shard_of(USER.id)
+    await deps.redis.delete(shard.user_of(USER.id.hex), shard.grants_of(USER.id.hex))
+
+
+async def used(deps: Deps) -> int | None:
+    return (await deps.quota.check("user-1", "tokens")).used
+
+
+async def test_a_cold_user_has_what_is_applied_and_what_is_not_yet(deps: Deps) -> None:
+    await deps.quota.record("user-1", "tokens", 5)
+    await deps.drain.run(seconds_max=5)
+    await deps.quota.record("user-1", "tokens", 3)
+
+    await forget(deps)
+
+    assert await used(deps) == 8
+
+
+async def test_a_run_applied_between_reading_the_log_and_postgresql_counts_once(deps: Deps) -> None:
+    await deps.quota.record("user-1", "tokens", 5)
+    await forget(deps)
+    async with paused_loader(deps) as (redis, loader):
+        load = asyncio.create_task(loader.load(deps.keys, USER, now_ms=0))
+        await redis.has_read.wait()
+
+        assert await deps.drain.run(seconds_max=5) == 1
+        redis.go_on.set()
+
+        assert await load
+    assert await used(deps) == 5
+
+
+async def test_a_user_that_changes_during_its_load_is_not_installed_as_it_was(deps: Deps) -> None:
+    await deps.quota.record("user-1", "tokens", 5)
+    await forget(deps)
+    shard = deps.keys.shard_of(USER.id)
+    rules = await stored_rules(deps.database)
+    assert rules is not None
+    async with paused_loader(deps) as (redis, loader):
+        load = asyncio.create_task(loader.load(deps.keys, USER, now_ms=0))
+        await redis.has_read.wait()
+
+        async with deps.database.session() as session:
+            user = await put_user(session, USER, rules, at=datetime.now(UTC), tier="pro")
+        await drop_stale_users(deps.database, deps.redis, deps.keys)
+        redis.go_on.set()
+        await load
+
+    assert user.tier == "pro"
+    assert not await deps.redis.exists(shard.user_of(USER.id.hex))
+    assert (await deps.quota.balance("user-1")).tier == "pro"
+
+
+async def test_a_load_that_an_epoch_overtakes_is_not_installed(deps: Deps) -> None:
+    await deps.quota.record("user-1", "tokens", 5)
+    await forget(deps)
+    shard = deps.keys.shard_of(USER.id)
+    async with paused_loader(deps) as (redis, loader):
+        load = asyncio.create_task(loader.load(deps.keys, USER, now_ms=0))
+        await redis.has_read.wait()
+
+        await deps.redis.hset(shard.meta, "epoch", "99")
+        redis.go_on.set()
+        await load
+
+    assert not await deps.redis.exists(shard.user_of(USER.id.hex))
+
+
+async def test_a_crowd_of_first_calls_is_one_load(deps: Deps) -> None:
+    server = LoadServer(deps.redis, deps.keys, deps.loader, deps.metrics)
+    serving = asyncio.create_task(server.serve())
+    try:
+        loader = RequestLoader(deps.redis, timeout_s=5)
+        async with Quota(deps.redis, prefix=deps.keys.prefix, loader=loader) as quota:
+            decisions = await asyncio.gather(*(quota.consume("user-1", "tokens") for _ in range(200)))
+    finally:
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+    assert all(decisions)
+    assert await used(deps) == 200
+    assert deps.registry.get_sample_value("allotment_users_loaded_total") == 1
+
+
+async def test_two_loaders_at_once_install_one_standing(deps: Deps) -> None:
+    await deps.quota.record("user-1", "tokens", 5)
+    await forget(deps)
+
+    loaded = await asyncio.gather(*(deps.loader.load(deps.keys, USER, now_ms=0) for _ in range(5)))
+
+    assert loaded == [True] * 5
+    assert await used(deps) == 5
