@@ -16,7 +16,7 @@ from quota.decision import HARD, SOFT, Limit
 from quota.errors import InvalidValueError
 from quota.period import parse_per
 from quota.prices import Price, cost_of, parse_price
-from quota.values import AMOUNT_MAX, parse_credits, parse_feature
+from quota.values import AMOUNT_MAX, parse_credits, parse_feature, parse_key
 
 __all__ = ["ANY_FEATURE", "UNLIMITED", "Allowance", "Rules", "Tier"]
 
@@ -196,7 +196,18 @@ def _multipliers(table: dict[str, Any], name: str, path: str, inherited: Mapping
     if name not in table:
         return inherited
     path = f"{path}.{name}"
-    return {key: parse_price(value, field=f"{path}.{key}") for key, value in _table(table[name], path).items()}
+    return {
+        _multiplied(key, f"{path}.{key}"): parse_price(value, field=f"{path}.{key}")
+        for key, value in _table(table[name], path).items()
+    }
+
+
+def _multiplied(name: object, path: str) -> str:
+    """The name of a format or quality, which no record could bear if it were wrong."""
+    try:
+        return parse_key(name)
+    except InvalidValueError as error:
+        raise InvalidValueError(path, name, error.expected) from None
 
 
 def _tier(name: str, entry: object, prices: Mapping[str, Price]) -> Tier:
