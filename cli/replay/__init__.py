@@ -1,0 +1,5 @@
+"""Scenario files (DESIGN 11): read, run on the real stack, compared with what they expect."""
+
+from cli.replay.main import command
+
+__all__ = ["command"]
