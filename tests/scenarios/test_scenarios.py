@@ -1,0 +1,227 @@
+"""Every scenario that this version supports, on the session's servers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from cli.replay.format import parse_scenario, read_scenario
+from cli.replay.run import Report, run_scenario
+from cli.replay.stage import Stage, open_stage
+from service.settings import Settings
+
+_HERE = Path(__file__).parent
+
+SUPPORTED = [
+    "credits_kind_order",
+    "credits_no_grant_denied",
+    "credits_overdraft",
+    "credits_priority_first",
+    "cycle_month_end",
+    "day_in_time_zone_spring",
+    "key_repeat",
+    "limit_concurrent",
+    "limit_feature_not_in_tier",
+    "limit_hard_month",
+    "limit_soft",
+    "limit_two_periods",
+    "prices_by_format_and_quality",
+    "record_is_never_denied",
+    "redis_lost",
+    "tier_change_keeps_usage",
+    "unpriced_feature_is_free",
+    "window_opens_at_first_use",
+]
+
+TIERS = {
+    "default_tier": "free",
+    "features": {"image": {"price": "2"}},
+    "tiers": {
+        "free": {"limits": {"event": {"max": 3, "per": "day"}}},
+        "pro": {"overdraft": True, "limits": {"*": {"max": 1000, "per": "month"}}},
+    },
+}
+AT = "2024-01-01T00:00:00Z"
+
+
+@pytest.fixture(scope="module")
+async def stage(postgres_url: str, redis_url: str) -> AsyncIterator[Stage]:
+    redis = SecretStr(redis_url)
+    settings = Settings(
+        database_url=SecretStr(postgres_url),
+        redis_url=redis,
+        quota_redis_url=redis,
+        queue_redis_url=redis,
+    )
+    async with open_stage(settings) as opened:
+        yield opened
+
+
+async def replay(stage: Stage, *steps: Mapping[str, object], users: object = None) -> Report:
+    """The report of *steps*, the first of which is at `AT`."""
+    first, *others = steps
+    document = {
+        "name": "a test",
+        "tiers": TIERS,
+        "users": users or {"u": {}},
+        "steps": [{"at": AT, **first}, *others],
+    }
+    return await run_scenario(stage, parse_scenario(document, file="test.json"))
+
+
+def said(report: Report) -> list[str]:
+    return list(report.lines())
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+async def test_everything_is_as_the_file_expects(stage: Stage, name: str):
+    report = await run_scenario(stage, read_scenario(_HERE / f"{name}.json"))
+
+    assert said(report) == []
+
+
+@pytest.mark.parametrize("path", sorted(_HERE.glob("*.json")), ids=lambda path: path.stem)
+def test_every_file_is_a_scenario(path: Path):
+    assert read_scenario(path).steps
+
+
+async def test_each_difference_is_told_with_its_step_and_field(stage: Stage):
+    wrong = {"allowed": False, "remaining": 1, "code": "ok", "no_such_field": 1}
+
+    report = await replay(
+        stage,
+        {"do": "consume", "feature": "event", "expect": wrong},
+        {"do": "usage", "feature": "event", "expect": {"used": 1}},
+    )
+
+    assert said(report) == [
+        "test.json: step 1 (consume): allowed: expected false, got true",
+        "test.json: step 1 (consume): remaining: expected 1, got 2",
+        "test.json: step 1 (consume): no_such_field: expected 1, got nothing",
+    ]
+
+
+async def test_a_refusal_that_nobody_expected_is_told_and_the_file_goes_on(stage: Stage):
+    report = await replay(
+        stage,
+        {"do": "consume", "feature": "event", "key": "k"},
+        {"do": "consume", "feature": "event", "key": "k", "amount": 2, "expect": {"used": 1}},
+        {"do": "usage", "feature": "event", "expect": {"used": 2}},
+    )
+
+    refused, different = said(report)
+    assert refused.startswith("test.json: step 2 (consume): error: expected nothing, got key_conf")
+    assert different == "test.json: step 3 (usage): used: expected 2, got 1"
+
+
+async def test_a_refusal_that_did_not_come_is_told(stage: Stage):
+    step = {"do": "consume", "feature": "event", "expect": {"error": "key_conflict"}}
+
+    report = await replay(stage, step)
+
+    line = "test.json: step 1 (consume): error: expected key_conflict, got nothing"
+    assert said(report) == [line]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"do": "consume", "feature": "event", "amount": 0},
+        {"do": "consume", "feature": "event", "amount": 1.5},
+        {"do": "check", "feature": "Event"},
+        {"do": "record", "features": {}},
+        {"do": "record", "features": {"event": "1"}},
+        {"do": "consume", "feature": "event", "key": ""},
+        {"do": "consume", "feature": "event", "occurred_at": "2024-01-01T00:06:00Z"},
+        {"do": "grant", "id": "g", "amount": "-1"},
+        {"do": "grant", "id": "g", "amount": "1", "kind": "gift"},
+        {"do": "grant", "id": "g", "amount": "1", "expires_at": AT},
+        {"do": "set_tier", "tier": "gold"},
+    ],
+)
+async def test_a_step_may_expect_that_its_values_are_refused(stage: Stage, step: dict[str, object]):
+    report = await replay(stage, {**step, "expect": {"error": "invalid_value"}}, {"do": "balance"})
+
+    assert said(report) == []
+
+
+async def test_a_verb_of_a_later_version_fails_its_file_in_words(stage: Stage):
+    report = await replay(
+        stage,
+        {"do": "refund", "key": "k"},
+        {"do": "usage", "feature": "event", "expect": {"used": 7}},
+    )
+
+    assert said(report) == ["test.json: step 1 (refund): not supported by this version"]
+
+
+async def test_a_field_of_a_later_version_fails_its_file_in_words(stage: Stage):
+    report = await replay(stage, {"do": "grant", "id": "g", "amount": "1", "every": "day"})
+
+    assert said(report) == ["test.json: step 1 (grant): every: not supported by this version"]
+
+
+async def test_each_user_has_limits_and_credits_of_its_own(stage: Stage):
+    report = await replay(
+        stage,
+        {"do": "consume", "feature": "event", "amount": 3, "user": "a"},
+        {"do": "consume", "feature": "event", "user": "b", "expect": {"remaining": 2}},
+        {"do": "grant", "id": "g", "amount": "5", "user": "a", "expect": {"amount": "5.0"}},
+        {"do": "consume", "feature": "image", "amount": 4, "user": "c", "expect": {"cost": "8"}},
+        {"do": "balance", "user": "a", "expect": {"credits": "5", "grants": {"g": "5"}}},
+        {"do": "balance", "user": "b", "expect": {"credits": "0", "grants": {}}},
+        {"do": "balance", "user": "c", "expect": {"credits": "0", "overage": "8.00"}},
+        users={"a": {}, "b": {}, "c": {"tier": "pro"}},
+    )
+
+    assert said(report) == []
+
+
+async def test_calls_at_once_that_share_a_key_are_one(stage: Stage):
+    call = {"do": "consume", "feature": "event", "parallel": 50, "key": "k"}
+
+    report = await replay(
+        stage,
+        {**call, "expect": {"allowed": 50, "denied": 0}},
+        {"do": "usage", "feature": "event", "expect": {"used": 1, "credits": "0"}},
+    )
+
+    assert said(report) == []
+
+
+async def test_a_file_finds_nothing_of_the_one_before(stage: Stage):
+    step = {"do": "consume", "feature": "event", "amount": 3, "key": "k"}
+
+    reports = [await replay(stage, {**step, "expect": {"replayed": False}}) for _ in range(2)]
+
+    assert [said(report) for report in reports] == [[], []]
+
+
+async def test_the_report_has_what_every_step_answered(stage: Stage):
+    report = await replay(
+        stage,
+        {"do": "consume", "feature": "event", "expect": {"used": 2}},
+        {"at": "2024-01-01T00:00:01.5Z", "do": "usage", "feature": "event"},
+    )
+
+    found = report.as_dict()
+    assert (found["file"], found["passed"]) == ("test.json", False)
+    assert found["steps"][1] == {
+        "step": 2,
+        "do": "usage",
+        "at": "2024-01-01T00:00:01.500Z",
+        "answer": {"used": 1, "credits": "0"},
+    }
+    assert found["mismatches"] == [
+        {
+            "step": 1,
+            "do": "consume",
+            "message": "used: expected 2, got 1",
+            "field": "used",
+            "expected": 2,
+            "got": 1,
+        }
+    ]
