@@ -4,7 +4,7 @@ from sqlmodel import SQLModel
 
 from models.credits import CreditEntry, CreditGrant
 from models.rules import CreditPrice, TierLimit, TierVersion
-from models.usage import FeatureUsage, UsageCounter, UsageKey, UsageLog
+from models.usage import FeatureUsage, UsageCounter, UsageKey, UsageLog, UsageWindow
 from models.usage_log import QuarantinedRecord, StaleUser, UsageShard
 from models.users import User
 
@@ -22,5 +22,6 @@ __all__ = [
     "UsageKey",
     "UsageLog",
     "UsageShard",
+    "UsageWindow",
     "User",
 ]

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
+    ForeignKey,
     BigInteger,
     Column,
     Identity,
@@ -101,7 +102,9 @@ class FeatureUsage(SQLModel, table=True):
     id: int = Field(
         default=None, sa_column=Column(BigInteger, Identity(always=False), primary_key=True)
     )
-    user_id: uuid.UUID | None = Field(default=None, sa_column=Column(Uuid))
+    user_id: uuid.UUID | None = Field(
+        default=None, sa_column=Column(Uuid, ForeignKey("users.id", ondelete="CASCADE"))
+    )
     feature_name: str | None = Field(default=None, sa_column=Column(String(100)))
     usage_metadata: dict[str, Any] | None = Field(default=None, sa_column=Column("metadata", JSONB))
     usage_count: int | None = Field(default=1, sa_column=bigint(default=1, nullable=True))
@@ -138,3 +141,16 @@ class UsageCounter(SQLModel, table=True):
     cycle_start: dt.datetime = Field(sa_column=instant())
     cycle_used: int = Field(sa_column=bigint())
     lifetime_used: int = Field(sa_column=bigint())
+
+
+class UsageWindow(SQLModel, table=True):
+    """Units of a feature in the window of so many seconds that a user opened last, by using it."""
+
+    __tablename__ = "usage_windows"
+    __table_args__ = ({"postgresql_with": {"fillfactor": 70}},)
+
+    user_id: uuid.UUID = Field(sa_column=user_id())
+    feature: str = Field(sa_column=label(nullable=False, primary_key=True))
+    seconds: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    ends_at: dt.datetime = Field(sa_column=instant())
+    used: int = Field(sa_column=bigint())

@@ -93,10 +93,20 @@ def windows_text(calendar: Calendar, at_ms: int) -> str:
 
 
 def counter_line(limits: Iterable[Limit], used: Mapping[str, tuple[Window, int]]) -> bytes:
-    """A counter field of the quota hash: *used* by period, in the order of the tier's limits."""
+    """A counter field of the quota hash: *used* by period, in the order of the tier's limits.
+
+    A period without a count is over: a window of so many seconds that nobody opened yet.
+    """
     pers = [limit.per for limit in limits]
-    numbers = [number for per in pers for number in (used[per][0].end_ms or 0, used[per][1])]
+    numbers = [number for per in pers for number in _end_and_used(used.get(per, _OVER))]
     return ",".join(map(per_code, pers)).encode() + b"|" + struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+_OVER = (Window(0, 1), 0)  # a millisecond after the epoch
+
+
+def _end_and_used(counted: tuple[Window, int]) -> tuple[int, int]:
+    return counted[0].end_ms or 0, counted[1]
 
 
 def read_counters(line: bytes) -> list[tuple[str, int, int]]:

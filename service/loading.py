@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID, uuid4
 
 from quota.account import Account
@@ -27,7 +27,7 @@ from service.usage_log import Entries, read_entries
 from service.users import provision_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     import asyncpg
 
@@ -87,11 +87,10 @@ class DatabaseLoader:
                 await self._provision(mine, rules, at_ms)
             found, tail = await self._snapshot(shard, [user.id for user in mine])
             standings = [
-                _standing(row, counters, grants, tail[row["id"]], rules, epoch=int(epoch), at_ms=at_ms)
-                for row, counters, grants in found
+                _standing(stored, tail[stored.row["id"]], rules, epoch=int(epoch), at_ms=at_ms) for stored in found
             ]
             await _install(caller, shard, standings, epoch=epoch, token=token)
-            known = {row["id"] for row, _, _ in found}
+            known = {stored.row["id"] for stored in found}
             unknown = [user for user in mine if user.id not in known]
             if unknown:  # who comes next asks PostgreSQL again: the user may have been made
                 await self._redis.unlink(*(shard.token_of(user.id.hex) for user in unknown))
@@ -113,7 +112,7 @@ class DatabaseLoader:
             for user in sorted(users, key=lambda user: user.id):
                 await provision_user(session, user, rules, at=instant_of(at_ms))
 
-    async def _snapshot(self, shard: ShardKeys, user_ids: list[UUID]) -> tuple[list[Any], _Tail]:
+    async def _snapshot(self, shard: ShardKeys, user_ids: list[UUID]) -> tuple[list[_Stored], _Tail]:
         """What PostgreSQL has of the users at one position, and what the log has of them behind it."""
         wanted = set(user_ids)
         for _ in range(_SNAPSHOT_TRIES_MAX):
@@ -140,14 +139,25 @@ async def _server_ms(redis: Client) -> int:
     return int(seconds) * 1000 + int(micros) // 1000
 
 
-async def _read_users(connection: asyncpg.Connection[Any], user_ids: list[UUID]) -> list[Any]:
+class _Stored(NamedTuple):
+    """What PostgreSQL has of a user, at one position of the log."""
+
+    row: Any
+    counters: list[Any]
+    windows: list[Any]
+    grants: list[Grant]
+
+
+async def _read_users(connection: asyncpg.Connection[Any], user_ids: list[UUID]) -> list[_Stored]:
     rows = await connection.fetch(statement("service", "load_users"), user_ids)
-    counters, grants = defaultdict(list), defaultdict(list)
-    for row in await connection.fetch(statement("service", "load_counters"), user_ids):
-        counters[row["user_id"]].append(row)
-    for row in await connection.fetch(statement("service", "load_grants"), user_ids):
-        grants[row["user_id"]].append(_grant(row))
-    return [(row, counters[row["id"]], grants[row["id"]]) for row in rows]
+    stored = {row["id"]: _Stored(row, [], [], []) for row in rows}
+    for row in await connection.fetch(statement("service", "load_counters"), list(stored)):
+        stored[row["user_id"]].counters.append(row)
+    for row in await connection.fetch(statement("service", "load_windows"), list(stored)):
+        stored[row["user_id"]].windows.append(row)
+    for row in await connection.fetch(statement("service", "load_grants"), list(stored)):
+        stored[row["user_id"]].grants.append(_grant(row))
+    return list(stored.values())
 
 
 def _grant(row: Any) -> Grant:
@@ -174,18 +184,12 @@ def _tail(log: Entries, wanted: set[UUID], *, behind: tuple[int, int]) -> _Tail:
 
 
 def _standing(
-    row: Any,
-    counters: Iterable[Any],
-    grants: Iterable[Grant],
-    tail: Sequence[tuple[Line, int, int]],
-    rules: Rules,
-    *,
-    epoch: int,
-    at_ms: int,
+    stored: _Stored, tail: Sequence[tuple[Line, int, int]], rules: Rules, *, epoch: int, at_ms: int
 ) -> tuple[UUID, str, dict[str, str | bytes]]:
     """The profile and the quota hash of a user at *at_ms*."""
+    row = stored.row
     calendar = Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"])
-    account = Account(grants, row["overage_micro"])
+    account = Account(stored.grants, row["overage_micro"])
     for _, cost, then_ms in tail:
         account.repay(at_ms=then_ms)
         account.charge(cost, at_ms=then_ms)
@@ -193,35 +197,47 @@ def _standing(
     profile = Profile.of(calendar, account, at_ms=at_ms)
     head = head_text(epoch=epoch, valid_until_ms=account.valid_until_ms(at_ms=at_ms), tier=row["tier"])
     fields: dict[str, str | bytes] = {"h": head, "c": str(profile.net), "w": windows_text(calendar, at_ms)}
-    windows = {per: window_at(per, at_ms, calendar) for per in CALENDAR_PERIODS}
-    used = _used(counters, tail, windows)
     tier = rules.tiers.get(row["tier"])
-    for feature, by_per in used.items():
+    for feature, counted in _counted(stored, tail, calendar, at_ms).items():
         limits = (tier.limits_of(feature) if tier else None) or ()
-        counted = {per: (windows[per], units) for per, units in by_per.items()}
         fields[f"f:{feature}"] = counter_line(limits, counted)
     return row["id"], profile.dump(), fields
 
 
-def _used(
-    counters: Iterable[Any], tail: Iterable[tuple[Line, int, int]], windows: Mapping[str, Window]
-) -> dict[str, dict[str, int]]:
-    """Units used by feature and period, of the windows that run."""
-    used: dict[str, dict[str, int]] = {}
-    for row in counters:
-        used[row["feature"]] = {
-            per: row["lifetime_used"] if per == "lifetime" else _running(row, per, window)
-            for per, window in windows.items()
-        }
+def _counted(
+    stored: _Stored, tail: Iterable[tuple[Line, int, int]], calendar: Calendar, at_ms: int
+) -> dict[str, dict[str, tuple[Window, int]]]:
+    """The running window of every period and the units used in it, by feature."""
+    running = {per: window_at(per, at_ms, calendar) for per in CALENDAR_PERIODS}
+    counted: dict[str, dict[str, tuple[Window, int]]] = {}
+    for row in stored.counters:
+        counted[row["feature"]] = {per: (window, _running(row, per, window)) for per, window in running.items()}
+    for row in stored.windows:
+        _open(counted.setdefault(row["feature"], {}), row["seconds"], row["end_ms"], row["used"])
     for line, _, then_ms in tail:
-        by_per = used.setdefault(line.feature, dict.fromkeys(windows, 0))
-        for per, (start_ms, end_ms) in windows.items():
-            if start_ms <= then_ms and (end_ms is None or then_ms < end_ms):
-                by_per[per] += line.amount
-    return used
+        by_per = counted.setdefault(line.feature, {})
+        for per, window in running.items():
+            inside = window.start_ms <= then_ms and (window.end_ms is None or then_ms < window.end_ms)
+            _, units = by_per.get(per, (window, 0))
+            by_per[per] = (window, units + (line.amount if inside else 0))
+        for seconds, end_ms in line.windows or ():
+            _open(by_per, seconds, end_ms, line.amount)
+    return counted
+
+
+def _open(by_per: dict[str, tuple[Window, int]], seconds: int, end_ms: int, units: int) -> None:
+    """Count *units* in a window opened by use; of two, the one that ends later runs."""
+    per = f"window:{seconds}"
+    window, before = by_per.get(per, (None, 0))
+    if window is None or window.end_ms is None or end_ms > window.end_ms:
+        by_per[per] = (Window(end_ms - seconds * 1000, end_ms), units)
+    elif end_ms == window.end_ms:
+        by_per[per] = (window, before + units)
 
 
 def _running(row: Any, per: str, window: Window) -> int:
+    if per == "lifetime":
+        return int(row["lifetime_used"])
     start: datetime = row[f"{per}_start"]
     return int(row[f"{per}_used"]) if instant_ms(start) == window.start_ms else 0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from quota.errors import InvalidValueError
+from quota.period import WINDOW_SECONDS_MAX
 from quota.values import MICRO_MAX, parse_amount, parse_feature, parse_key, parse_user_id
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ class NewerVersionError(Exception):
 
 
 class Line(msgspec.Struct, array_like=True, gc=False):
-    """A line of an entry, in the order of `quota.wire`; what follows `number` may be left out."""
+    """A line of an entry, in the order of `quota.wire`; what follows `number` may be left out.
+
+    `windows` is not of the line: the entry tells which windows of so many seconds it counts in,
+    as pairs of seconds and end in ms.
+    """
 
     user: str
     feature: str
@@ -46,6 +51,7 @@ class Line(msgspec.Struct, array_like=True, gc=False):
     event_type: str | None = None
     product_version: str | None = None
     session_id: str | None = None
+    windows: list[tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +113,9 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
         at_ms = _instant(fields[b"t"])
         lines, costs = fields[b"r"], fields[b"c"].rstrip(b",").split(b",")
         raw_lines: list[Any] = _decode_raw(lines)
-        if len(costs) != len(raw_lines):
-            raise ValueError(f"{len(raw_lines)} lines, but {len(costs)} costs")
+        windows = fields[b"w"].split(b",") if b"w" in fields else [b""] * len(raw_lines)
+        if not len(costs) == len(windows) == len(raw_lines):
+            raise ValueError(f"{len(raw_lines)} lines, but {len(costs)} costs and {len(windows)} windows")
     except (KeyError, ValueError, msgspec.DecodeError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
         run.unreadable.append(Unreadable(entry_id, msgspec.json.encode(_texts(fields)), reason))
@@ -121,6 +128,7 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
         try:
             line = decoded[number] if decoded else _decode_line(raw)
             cost = _cost(costs[number])
+            line.windows = _windows(windows[number]) if windows[number] else None
             user = parse_user_id(line.user)
             parse_feature(line.feature)
             parse_amount(line.amount)
@@ -141,6 +149,16 @@ def _cost(text: bytes) -> int:
     if not text.isdigit() or len(text) > 16 or int(text) > MICRO_MAX:
         raise ValueError(f"cost: not micro-credits: {text[:40]!r}")
     return int(text)
+
+
+def _windows(text: bytes) -> list[tuple[int, int]]:
+    found = []
+    for window in text.rstrip(b";").split(b";"):
+        seconds, _, end_ms = window.partition(b":")
+        if not seconds.isdigit() or not 1 <= int(seconds) <= WINDOW_SECONDS_MAX:
+            raise ValueError(f"window: not seconds and an end: {text[:40]!r}")
+        found.append((int(seconds), _instant(end_ms)))
+    return found
 
 
 def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:

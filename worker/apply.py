@@ -231,6 +231,11 @@ async def _write_usage(connection: asyncpg.Connection[Any], batch: Batch) -> Non
     for place in range(6):
         periods += [[row[3][place] for row in rows], [row[4][place] for row in rows]]
     await connection.execute(statement("worker", "add_counters"), users, features, *periods, units)
+    if batch.windows:
+        rows_of_windows = [
+            (*key, instant_of(end_ms), amount) for key, (end_ms, amount) in batch.windows.items()
+        ]
+        await connection.execute(statement("worker", "add_windows"), *_columns(rows_of_windows))
 
 
 async def _write_credits(connection: asyncpg.Connection[Any], batch: Batch) -> None:

@@ -77,6 +77,7 @@ class Batch:
     logs: list[tuple[Any, ...]] = field(default_factory=list)
     keys: list[tuple[UUID, UUID, Any, datetime]] = field(default_factory=list)
     usage: dict[tuple[UUID, str], list[Any]] = field(default_factory=dict)
+    windows: dict[tuple[UUID, str, int], tuple[int, int]] = field(default_factory=dict)  # end in ms, units
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     grants_left: list[tuple[UUID, UUID, int]] = field(default_factory=list)
     overages: list[tuple[UUID, int]] = field(default_factory=list)
@@ -144,6 +145,8 @@ def fold(lines: Sequence[Any], keys: Keyed, skipped: set[int], members: Mapping[
             batch.keys.append((user_id, marks[number], usage_id, created_at))
         member = members[user_id]
         _count(usage, (user_id, line.feature), amount, created_at, metadata_text, _starts(member.calendar, at_ms))
+        if line.windows:
+            _count_windows(batch.windows, user_id, line)
         if cost:
             account = accounts.get(user_id)
             if account is None:
@@ -217,6 +220,17 @@ def _count(
             for start, old, units in zip(starts, row[3], row[4], strict=True)
         ]
         row[3], row[4] = tuple(start for start, _ in merged), [units for _, units in merged]
+
+
+def _count_windows(windows: dict[tuple[UUID, str, int], tuple[int, int]], user_id: UUID, line: Line) -> None:
+    """Add to each window that the line counts in; a later one starts over, an earlier one is past."""
+    for seconds, end_ms in line.windows or ():
+        key = (user_id, line.feature, seconds)
+        running_end_ms, units = windows.get(key, (end_ms, 0))
+        if end_ms > running_end_ms:
+            windows[key] = (end_ms, line.amount)
+        elif end_ms == running_end_ms:
+            windows[key] = (end_ms, units + line.amount)
 
 
 def _charge(batch: Batch, account: Account, user_id: UUID, usage_id: Any, cost: int, at_ms: int) -> None:

@@ -38,6 +38,7 @@ def downgrade() -> None:
         "usage_shards",
         "credit_entries",
         "credit_grants",
+        "usage_windows",
         "usage_counters",
         "feature_usage",
         "usage_keys",
@@ -170,6 +171,7 @@ def make_feature_usage() -> None:
         optional("last_synced_at", sa.DateTime(timezone=True)),
         required("discrepancy_count", sa.Integer(), default="0"),
         sa.PrimaryKeyConstraint("id"),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
         sa.UniqueConstraint("user_id", "feature_name", name="uq_feature_usage_user_feature"),
         postgresql_with=UPDATED,
     )
@@ -190,6 +192,16 @@ def make_usage_counters() -> None:
         *counted,
         required("lifetime_used", sa.BigInteger()),
         sa.PrimaryKeyConstraint("user_id", "feature"),
+        postgresql_with=UPDATED,
+    )
+    op.create_table(
+        "usage_windows",
+        required("user_id", sa.Uuid()),
+        required("feature", sa.Text()),
+        required("seconds", sa.Integer()),
+        required("ends_at", sa.DateTime(timezone=True)),
+        required("used", sa.BigInteger()),
+        sa.PrimaryKeyConstraint("user_id", "feature", "seconds"),
         postgresql_with=UPDATED,
     )
 

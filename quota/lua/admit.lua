@@ -14,6 +14,7 @@
 --          little-endian doubles; "=" before it when it is replayed; max -1 = unlimited, end_ms 0 = never
 --        outcome 0 ok  1 soft_limit  2 limit_exceeded  3 insufficient_credits  4 feature_not_in_tier
 --                10 user not loaded  11 a period or the credits must be rolled over  12 key_conflict  13 not an integer
+-- Log    v version, e epoch, t now_ms, c costs, r the lines as a JSON array, w "seconds:end_ms;" of the windows of each line
 -- State  tallies: verb and outcome to how many, lines: lines logged.
 --        meta: epoch, rules (version), shards, dedupe_ms (how long a key is remembered).
 --        quota hash: h "epoch,valid_until,tier" (credits are valid until then, 0 = for ever), c credits, w running windows
@@ -71,6 +72,7 @@ local function rule_of(tier, feature)
     local n = #pers + 1
     pers[n], rule.hard[n], rule.max[n] = per, mode == 'h', tonumber(max)
   end
+  rule.windowed = find(line, 's%d') ~= nil
   rule.n, rule.sign, rule.form = #pers, concat(pers, ',') .. '|', '<' .. string.rep('dd', #pers)
   rule.size = #rule.sign + 16 * #pers
   of_tier[feature] = rule
@@ -175,6 +177,7 @@ end
 
 local replies, costs, logged, remembered, tally = {}, {}, {}, {}, {}
 local replied, taken = 0, 0
+local windows, windowed = {}, false
 
 local function answer(outcome, state, cost)
   local rule, user = state.rule, state.user
@@ -192,6 +195,17 @@ local function take(at, outcome, state, amount, cost)
   end
   user[4][ARGV[at + 4]] = state
   taken = taken + 1
+  windows[taken] = ''
+  if state.rule.windowed then
+    -- Which window the line counts in depends on what opened it, so the log has to say.
+    for i = 1, state.rule.n do
+      local per = state.rule.per[i]
+      if sub(per, 1, 1) == 's' then
+        windows[taken] = windows[taken] .. format('%s:%d;', sub(per, 2), state[2 * i - 1])
+        windowed = true
+      end
+    end
+  end
   costs[taken], logged[taken] = cost, ARGV[at + 8]
   return answer(outcome, state, cost)
 end
@@ -256,8 +270,10 @@ end
 
 if taken > 0 then
   tally.lines = taken
-  call('XADD', KEYS[1], '*', 'v', '1', 'e', epoch, 't', format('%d', now), 'c', format(string.rep('%d,', taken), unpack(costs)),
-       'r', '[' .. concat(logged, ',') .. ']')
+  local entry = {'v', '1', 'e', epoch, 't', format('%d', now), 'c', format(string.rep('%d,', taken), unpack(costs)),
+                 'r', '[' .. concat(logged, ',') .. ']'}
+  if windowed then entry[11], entry[12] = 'w', concat(windows, ',') end
+  call('XADD', KEYS[1], '*', unpack(entry))
   for p = 1, #places do
     local user = users[places[p]]
     local fields, n = {}, 0

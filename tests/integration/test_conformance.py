@@ -20,7 +20,9 @@ from worker.deps import Deps
 
 START = datetime(2025, 3, 29, 22, 0, tzinfo=UTC)  # an hour before clocks go forward in Berlin
 FEATURES = ("a", "b", "c")
-PERIODS = ("hour", "day", "week", "month", "year", "cycle", "lifetime")
+CALENDAR = ("hour", "day", "week", "month", "year", "cycle", "lifetime")
+WINDOWS = ("window:60", "window:5400")
+PERIODS = (*CALENDAR, *WINDOWS)
 _numbers = count()
 
 limit = st.fixed_dictionaries(
@@ -60,6 +62,7 @@ step = st.fixed_dictionaries(
         "format": st.sampled_from([None, "video", "text"]),
         "quality": st.sampled_from([None, "high"]),
         "minutes": st.sampled_from([0, 0, 1, 29, 60, 24 * 60, 40 * 24 * 60]),
+        "before": st.sampled_from(["nothing", "nothing", "nothing", "apply", "forget"]),
     }
 )
 
@@ -72,6 +75,7 @@ class Model:
         self.calendar = calendar
         self.credits = 0
         self.used: dict[tuple[str, str, int], int] = {}
+        self.opened_ms: dict[tuple[str, str], int] = {}
         self.answers: dict[str, tuple[Any, Decision]] = {}
 
     def ask(self, verb: str, *, key: str, now_ms: int, **asked: Any) -> Decision:
@@ -85,7 +89,9 @@ class Model:
             self.answers[key] = (asked, decision)
             self.credits = decision.credits_micro
             for per in PERIODS:
-                place = self._place(asked["feature"], per, now_ms)
+                start_ms, _ = self._window(asked["feature"], per, now_ms)
+                self.opened_ms[asked["feature"], per] = start_ms
+                place = (asked["feature"], per, start_ms)
                 self.used[place] = self.used.get(place, 0) + asked["amount"]
         return decision
 
@@ -111,12 +117,17 @@ class Model:
         )
 
     def _state(self, feature: str, one: Any, now_ms: int) -> LimitState:
-        used = self.used.get(self._place(feature, one.per, now_ms), 0)
-        end_ms = window_at(one.per, now_ms, self.calendar).end_ms
+        start_ms, end_ms = self._window(feature, one.per, now_ms)
+        used = self.used.get((feature, one.per, start_ms), 0)
         return LimitState(one.per, one.mode, used, one.max, remaining_of(one.max, used=used), end_ms)
 
-    def _place(self, feature: str, per: str, now_ms: int) -> tuple[str, str, int]:
-        return feature, per, window_at(per, now_ms, self.calendar).start_ms
+    def _window(self, feature: str, per: str, now_ms: int) -> tuple[int, int | None]:
+        if per in CALENDAR:
+            return window_at(per, now_ms, self.calendar)
+        length_ms = int(per.removeprefix("window:")) * 1000
+        opened_ms = self.opened_ms.get((feature, per), -length_ms)
+        start_ms = opened_ms if now_ms < opened_ms + length_ms else now_ms
+        return start_ms, start_ms + length_ms
 
 
 async def ask_redis(deps: Deps, user: str, step: dict[str, Any], now: datetime) -> Decision:
@@ -148,6 +159,7 @@ async def test_the_script_and_the_pure_rule_answer_alike(
 
     for number, one in enumerate(steps):
         now += timedelta(minutes=one["minutes"])
+        await meanwhile(deps, one["before"], user)
         asked = {name: one[name] for name in ("feature", "amount", "format", "quality")}
         key = one["key"] or f"step-{number}"
         one = {**one, "key": key}
@@ -166,6 +178,16 @@ async def test_the_script_and_the_pure_rule_answer_alike(
             assert one["verb"] == "record" and not expected
             continue
         assert comparable(answer) == comparable(expected)
+
+
+async def meanwhile(deps: Deps, what: str, user: str) -> None:
+    """What must not change any answer: the worker applies, or Redis drops the user."""
+    if what == "apply":
+        await deps.drain.run(seconds_max=10)
+    elif what == "forget":
+        user_id = parse_user_id(user).id
+        shard = deps.keys.shard_of(user_id)
+        await deps.redis.delete(shard.user_of(user_id.hex), shard.grants_of(user_id.hex))
 
 
 async def make_user(deps: Deps, user: str, rules: Rules, zone: str) -> None:

@@ -219,7 +219,8 @@ async def test_feature_usage_has_the_sync_columns_of_seed_004(connection):
 async def test_a_feature_used_for_the_first_time_needs_no_more_than_its_names(connection):
     row = await connection.fetchrow(
         """
-        INSERT INTO feature_usage (user_id, feature_name) VALUES (gen_random_uuid(), 'calendar')
+        WITH made AS (INSERT INTO users (id, tier) VALUES (gen_random_uuid(), 'free') RETURNING id)
+        INSERT INTO feature_usage (user_id, feature_name) SELECT id, 'calendar' FROM made
         RETURNING id, usage_count, last_used = now() AS used_now, discrepancy_count
         """
     )
