@@ -58,6 +58,8 @@ TOKENS = ("tiers", "free", "limits", "tokens")
 CREDITS = ("tiers", "free", "credits")
 THRESHOLDS = ("tiers", "free", "alerts", "thresholds")
 
+NO_MAX: list[Any] = [-1, 2**53, True, 1.0, NAN, "5", "Unlimited", None, []]
+
 WRONG: list[tuple[tuple[str | int, ...], object, str]] = [
     (("default_tier",), "none", "default_tier"),
     (("default_tier",), ["free"], "default_tier"),
@@ -108,10 +110,7 @@ WRONG: list[tuple[tuple[str | int, ...], object, str]] = [
     (TOKENS, {"max": 1}, "tiers.free.limits.tokens.per"),
     (TOKENS, {"per": "day"}, "tiers.free.limits.tokens.max"),
     (TOKENS, {**LIMIT, "maxx": 1}, "tiers.free.limits.tokens.maxx"),
-    *(
-        ((*TOKENS, 1, "max"), most, "tiers.free.limits.tokens[1].max")
-        for most in (-1, 2**53, True, 1.0, NAN, "5", "Unlimited", None, [])
-    ),
+    *(((*TOKENS, 1, "max"), most, "tiers.free.limits.tokens[1].max") for most in NO_MAX),
     *(
         ((*TOKENS, 0, "per"), per, "tiers.free.limits.tokens[0].per")
         for per in (
