@@ -77,8 +77,11 @@ def _amounts(found: object) -> object:
         expected = f"a table of 1 to {FEATURES_MAX} features and their amounts"
         raise InvalidValueError("", found, expected)
     for feature, amount in found.items():
-        parse_feature(feature)
-        parse_amount(amount)
+        try:
+            parse_feature(feature)
+            parse_amount(amount)
+        except InvalidValueError as error:
+            raise InvalidValueError(f".{feature}", error.found, error.expected) from None
     return found
 
 

@@ -155,10 +155,14 @@ def _table(
 
 
 def _checked(check: Check, found: object, *, place: str) -> Any:
-    """What *check* makes of *found*; a refusal names the place in the file."""
+    """What *check* makes of *found*; a refusal names the place in the file.
+
+    A check of a table names the entry by a field that begins with a point.
+    """
     try:
         return check(found)
     except InvalidValueError as error:
+        place += error.field if error.field.startswith(".") else ""
         raise InvalidValueError(place, error.found, error.expected) from None
 
 
@@ -232,7 +236,7 @@ def _step(entry: object, index: int, users: Mapping[str, Member], *, before: dat
     _table(entry, place, known=("at", "do", "user", *verb.fields, "expect"))
     for name in sorted(verb.required):
         if name not in table:
-            raise InvalidValueError(f"{place}.{name}", NOTHING, f"the {name} to {do}")
+            raise InvalidValueError(f"{place}.{name}", NOTHING, f"`{name}`, which {do} needs")
     at = _instant(table["at"], place=f"{place}.at") if "at" in table else before
     if at < before:
         expected = f"an instant not before the step before, {before.isoformat()}"
