@@ -1,5 +1,5 @@
 """Scenario files (DESIGN 11): read, run on the real stack, compared with what they expect."""
 
-from cli.replay.main import command
+from cli.replay.main import EXAMPLES, command
 
-__all__ = ["command"]
+__all__ = ["EXAMPLES", "command"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import typer
+import sys
 
-from cli.replay import command
+from cli.main import run
 
-typer.run(command)
+sys.exit(run(["replay", *sys.argv[1:]]))

@@ -2,105 +2,94 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
+from cli.options import AsJson
+from cli.output import Output
 from cli.replay.format import MalformedScenarioError, Scenario, read_scenario
 from cli.replay.run import Report, run_scenario
 from cli.replay.stage import running_stage
-from service.log import configure_logging
-from service.migrations import MigrationError
-from service.server_errors import ServerError
-from service.settings import Settings, SettingsError, load_settings
+from cli.session import run, settings_for
+from service.settings import Settings
 
-__all__ = ["command"]
+__all__ = ["EXAMPLES", "command"]
 
+EXAMPLES = (
+    "allotment replay tests/scenarios/limit_hard_month.json",
+    "allotment replay last-month.json --json      what every step answered",
+)
 _MISMATCH = 1
 _MALFORMED = 2
-_TERMINATED = 128 + signal.SIGTERM  # as a shell tells it
 _PROGRESS_FILES_MIN = 10  # fewer are done before a line could be read
 
+Files = Annotated[list[Path], typer.Argument(metavar="FILE…", help="Scenario files, as JSON.")]
 
-def command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Scenario files.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one object with what every step answered.")
-    ] = False,
-) -> None:
+
+def command(files: Files, *, as_json: AsJson = False) -> None:
     """Run scenario files on real servers, with a clock of their own, and compare.
 
-    Each file gets an empty database and key space on the servers of DATABASE_URL and REDIS_URL,
-    else on servers started for this run. Nothing that is there already is touched.
+    Each file gets an empty database and key space, on the servers of
+    DATABASE_URL and REDIS_URL or on servers started for this run alone.
+    What is there already stays as it is.
 
-    Exit code: 0 all hold, 1 there was a mismatch, 2 a file is not a scenario (nothing ran).
-
-    Examples:
-
-      allotment replay tests/scenarios/*.json
-
-      allotment replay last-month.json --json
+    Exits with 0 when all hold, with 1 when something differs, with 2 when
+    a file is malformed: then nothing was run.
     """
     scenarios, malformed = _read(files)
     if malformed:
-        for message in malformed:
-            print(message, file=sys.stderr)
-        if as_json:
-            print(json.dumps({"passed": 0, "failed": 0, "malformed": malformed, "files": []}))
+        _tell_malformed(malformed, as_json=as_json)
         raise typer.Exit(_MALFORMED)
-    try:
-        settings = load_settings()
-        # A lost Redis is a warning elsewhere; here the file asked for it.
-        configure_logging(settings.model_copy(update={"log_level": "error"}))
-        reports = asyncio.run(_run(settings, scenarios, as_json=as_json))
-    except (SettingsError, ServerError, MigrationError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(_MISMATCH) from None
-    except asyncio.CancelledError:
-        raise typer.Exit(_TERMINATED) from None
+    reports = run(_replay(settings_for(quiet=True), scenarios, Output(as_json=as_json)))
     failed = sum(not report.passed for report in reports)
     passed = len(reports) - failed
     if as_json:
         found = [report.as_dict() for report in reports]
-        print(json.dumps({"passed": passed, "failed": failed, "files": found}, ensure_ascii=False))
+        print(json.dumps({"passed": passed, "failed": failed, "files": found}))
     else:
         print(f"{passed} passed, {failed} failed")
     if failed:
         raise typer.Exit(_MISMATCH)
 
 
-def _read(files: list[Path]) -> tuple[list[Scenario], list[str]]:
-    scenarios, malformed = [], []
+def _read(files: list[Path]) -> tuple[list[Scenario], list[MalformedScenarioError]]:
+    scenarios: list[Scenario] = []
+    malformed: list[MalformedScenarioError] = []
     for file in files:
         try:
             scenarios.append(read_scenario(file))
         except MalformedScenarioError as error:
-            malformed.append(str(error))
+            malformed.append(error)
     return scenarios, malformed
 
 
-async def _run(settings: Settings, scenarios: list[Scenario], *, as_json: bool) -> list[Report]:
-    # As Ctrl-C does: servers and databases of this run must not outlive it.
-    task: asyncio.Task[Any] | None = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+def _tell_malformed(malformed: list[MalformedScenarioError], *, as_json: bool) -> None:
+    if as_json:
+        messages = [str(error) for error in malformed]
+        failure = {"code": "malformed_scenario", "field": "files", "message": messages[0]}
+        print(json.dumps({"error": failure, "malformed": messages}))
+        return
+    for error in malformed:
+        print(error, file=sys.stderr)
+
+
+async def _replay(settings: Settings, scenarios: list[Scenario], output: Output) -> list[Report]:
     console = Console(stderr=True)
-    quiet = not console.is_terminal or len(scenarios) < _PROGRESS_FILES_MIN
-    reports = []
-    async with running_stage(settings, tell=lambda text: print(text, file=sys.stderr)) as stage:
+    silent = not console.is_terminal or len(scenarios) < _PROGRESS_FILES_MIN
+    reports: list[Report] = []
+    async with running_stage(settings, output) as stage:
         for scenario in track(
-            scenarios, "replaying", console=console, disable=quiet, transient=True
+            scenarios, "replaying", console=console, disable=silent, transient=True
         ):
             report = await run_scenario(stage, scenario)
             reports.append(report)
-            if not as_json:
+            if not output.as_json:
                 for line in report.lines():
                     print(line, flush=True)
     return reports

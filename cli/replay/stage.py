@@ -8,8 +8,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import asyncpg
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from cli.output import Output
 from cli.replay.format import Scenario
 from quota.rules import Rules
 from quota.values import User, parse_user_id
@@ -93,27 +94,26 @@ class Stage:
 
 
 @asynccontextmanager
-async def running_stage(
-    settings: Settings, *, tell: Callable[[str], object]
-) -> AsyncIterator[Stage]:
+async def running_stage(settings: Settings, output: Output) -> AsyncIterator[Stage]:
     """A stage on the servers of *settings*, else on servers started for this run alone.
 
     Raises:
         ServerError: they can not be used or started.
     """
-    if not (settings.needs_postgres or settings.needs_redis):
-        async with running_servers(settings, tell=tell) as served, open_stage(served) as stage:
-            yield stage
-        return
-    directory = _temporary_directory(postgres_user() if settings.needs_postgres else None)
-    try:
-        # Said to be chosen: nowhere else than in this directory, which goes with the run.
-        chosen = settings.model_copy(update={"data_dir": directory / "servers"})
-        chosen.model_fields_set.add("data_dir")
-        async with running_servers(chosen, tell=tell) as served, open_stage(served) as stage:
-            yield stage
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    async with AsyncExitStack() as stack:
+        if settings.needs_postgres or settings.needs_redis:
+            user = postgres_user() if settings.needs_postgres else None
+            directory = stack.enter_context(_temporary_directory(user))
+            # Named as chosen: in this directory, which goes with the run, or nowhere.
+            settings = Settings.model_validate(
+                {**settings.model_dump(), "data_dir": directory / "servers"}
+            )
+        with output.step("starting PostgreSQL and Redis"):
+            servers = running_servers(settings, tell=output.note)
+            served = await stack.enter_async_context(servers)
+        with output.step("making the database"):
+            stage = await stack.enter_async_context(open_stage(served))
+        yield stage
 
 
 @asynccontextmanager
@@ -188,10 +188,14 @@ async def _unlink_all(redis: Redis, prefix: str) -> None:
         await redis.unlink(*found[start : start + _KEYS_AT_ONCE])
 
 
-def _temporary_directory(user: SystemUser | None) -> Path:
-    """A new directory that PostgreSQL's own user may enter."""
+@contextmanager
+def _temporary_directory(user: SystemUser | None) -> Iterator[Path]:
+    """A new directory that PostgreSQL's own user may enter, for as long as the block."""
     bases = [Path(tempfile.gettempdir()), Path("/var/tmp")]  # noqa: S108 -- only as a fallback
     base = next((base for base in bases if user is None or user.may_enter(base)), bases[-1])
     path = Path(tempfile.mkdtemp(prefix="allotment-replay-", dir=base))
-    path.chmod(0o711)  # PostgreSQL may run as another user; what lies in it is closed by itself
-    return path
+    try:
+        path.chmod(0o711)  # PostgreSQL may run as another user; what lies in it is closed by itself
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
