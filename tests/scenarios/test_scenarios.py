@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import asyncpg
 import pytest
 from pydantic import SecretStr
+from redis import Redis
 
 from cli.replay.format import parse_scenario, read_scenario
 from cli.replay.run import Report, run_scenario
@@ -58,6 +65,23 @@ async def stage(postgres_url: str, redis_url: str) -> AsyncIterator[Stage]:
     )
     async with open_stage(settings) as opened:
         yield opened
+
+
+@pytest.fixture
+def environment(postgres_url: str, redis_url: str) -> dict[str, str]:
+    return {**os.environ, "DATABASE_URL": postgres_url, "REDIS_URL": redis_url}
+
+
+def command(*words: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`allotment replay` with *words*, as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "cli.replay", *words],
+        cwd=_HERE.parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 async def replay(stage: Stage, *steps: Mapping[str, object], users: object = None) -> Report:
@@ -225,3 +249,55 @@ async def test_the_report_has_what_every_step_answered(stage: Stage):
             "got": 1,
         }
     ]
+
+
+def test_the_command_says_what_differs_and_how_many_held(
+    tmp_path: Path, environment: dict[str, str]
+):
+    good, bad = _HERE / "redis_lost.json", tmp_path / "bad.json"
+    text = (_HERE / "limit_soft.json").read_text().replace("soft_limit", "ok")
+    bad.write_text(text)
+
+    ran = command(str(good), str(bad), environment=environment)
+
+    line = f"{bad}: step 2 (consume): code: expected ok, got soft_limit"
+    assert ran.stdout.splitlines() == [line, "1 passed, 1 failed"]
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
+def test_the_command_leaves_the_servers_as_it_found_them(environment: dict[str, str]):
+    before = _names(environment)
+
+    ran = command(str(_HERE / "key_repeat.json"), "--json", environment=environment)
+
+    assert ran.returncode == 0
+    found = json.loads(ran.stdout)
+    assert (found["passed"], found["failed"], len(found["files"][0]["steps"])) == (1, 0, 5)
+    assert _names(environment) == before
+
+
+def _names(environment: Mapping[str, str]) -> tuple[set[str], set[bytes]]:
+    """The databases, and the keys of replays, that the servers have."""
+
+    async def databases() -> set[str]:
+        connection = await asyncpg.connect(environment["DATABASE_URL"])
+        try:
+            rows = await connection.fetch("SELECT datname FROM pg_database")
+        finally:
+            await connection.close()
+        return {row["datname"] for row in rows}
+
+    with Redis.from_url(environment["REDIS_URL"]) as redis:
+        return asyncio.run(databases()), set(redis.scan_iter("replay-*"))
+
+
+def test_the_command_runs_nothing_when_one_file_is_malformed(tmp_path: Path):
+    bad = tmp_path / "bad.json"
+    bad.write_text((_HERE / "limit_soft.json").read_text().replace('"consume"', '"consumed"', 1))
+    # A server that is not there: to run anything would fail otherwise.
+    nowhere = {**os.environ, "DATABASE_URL": f"postgresql:///x?host={tmp_path}"}
+
+    ran = command(str(_HERE / "limit_hard_month.json"), str(bad), environment=nowhere)
+
+    assert ran.stderr.startswith(f"{bad}: steps[0].do: expected one of consume, check, record")
+    assert (ran.returncode, ran.stdout) == (2, "")
