@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from quota.errors import InvalidValueError
 from quota.period import WINDOW_SECONDS_MAX
 from quota.values import MICRO_MAX, parse_amount, parse_feature, parse_key, parse_user_id
 
@@ -25,6 +24,9 @@ __all__ = ["Entries", "Line", "NewerVersionError", "Unreadable", "read_entries"]
 
 VERSION = 1
 ENTRIES_MAX = 200  # in one read: at 400 lines each, what a large batch takes
+_INSTANT_MS_MAX = 221_845_392_000_000  # the year 9000: its periods still end in a year that datetime has
+_NUMBER_MAX = 32_767  # a smallint; `quota` puts at most 100 lines into a record
+_NO_METADATA = msgspec.Raw(b"null")
 
 
 class NewerVersionError(Exception):
@@ -45,7 +47,7 @@ class Line(msgspec.Struct, array_like=True, gc=False):
     number: int
     format: str | None = None
     quality: str | None = None
-    metadata: msgspec.Raw = msgspec.Raw(b"null")
+    metadata: msgspec.Raw = _NO_METADATA
     occurred_at_ms: int | None = None
     event_id: str | None = None
     event_type: str | None = None
@@ -107,22 +109,24 @@ async def read_entries(
 def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> None:
     """Add the lines of an entry to *run*, and what of it cannot be read."""
     version = fields.get(b"v", b"")
-    if version.isdigit() and int(version) > VERSION:
+    if version.isdigit() and len(version) < 10 and int(version) > VERSION:
         raise NewerVersionError(f"entry {entry_id} is of version {version.decode()}, this worker reads {VERSION}")
     try:
+        if fields[b"v"] != b"%d" % VERSION:
+            raise ValueError(f"v: not a version: {version[:40]!r}")
         at_ms = _instant(fields[b"t"])
         lines, costs = fields[b"r"], fields[b"c"].rstrip(b",").split(b",")
         raw_lines: list[Any] = _decode_raw(lines)
         windows = fields[b"w"].split(b",") if b"w" in fields else [b""] * len(raw_lines)
         if not len(costs) == len(windows) == len(raw_lines):
             raise ValueError(f"{len(raw_lines)} lines, but {len(costs)} costs and {len(windows)} windows")
-    except (KeyError, ValueError, msgspec.DecodeError) as error:
+    except (KeyError, ValueError, RecursionError, msgspec.DecodeError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
         run.unreadable.append(Unreadable(entry_id, msgspec.json.encode(_texts(fields)), reason))
         return
     try:
         decoded: list[Line] | None = _decode_lines(lines)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError, msgspec.DecodeError):  # the first is of a byte that is no UTF-8
         decoded = None  # one of them is wrong: find out which
     for number, raw in enumerate(raw_lines):
         try:
@@ -133,16 +137,27 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
             parse_feature(line.feature)
             parse_amount(line.amount)
             parse_key(line.key)
-        except (InvalidValueError, ValueError, msgspec.DecodeError) as error:
+            if line.number or line.metadata is not _NO_METADATA:
+                _check_rest(line)
+        except (ValueError, RecursionError, msgspec.DecodeError) as error:
             run.unreadable.append(Unreadable(f"{entry_id}/{number}", bytes(raw), str(error)))
         else:
             run.lines.append((user.id, line, cost, at_ms, entry_id))
 
 
 def _instant(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 15:  # the year 33658: later than any datetime
+    if not text.isdigit() or len(text) > 15 or int(text) > _INSTANT_MS_MAX:
         raise ValueError(f"t: not milliseconds: {text[:40]!r}")
     return int(text)
+
+
+def _check_rest(line: Line) -> None:
+    """What few lines have, and PostgreSQL or datetime would stumble over."""
+    bytes(line.metadata).decode()  # it is passed on as it is, and so far nobody has looked inside
+    if not 0 <= line.number <= _NUMBER_MAX:
+        raise ValueError(f"number: not of a line: {line.number}")
+    if line.occurred_at_ms is not None and not 0 <= line.occurred_at_ms <= _INSTANT_MS_MAX:
+        raise ValueError(f"occurred_at: not milliseconds: {line.occurred_at_ms}")
 
 
 def _cost(text: bytes) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import asyncpg
@@ -23,6 +22,7 @@ from worker.batch import COLUMNS, KEY_SKEW_MS, Batch, Keyed, Member, fold, keyed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from service.database import Database
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Applied", "apply_run"]
 
 # A value that PostgreSQL refuses in a row of ours: the row is at fault, not the connection.
-_POISON = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+# The last one is for what is too deep or too large for it, as metadata of ten thousand levels.
+_POISON = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 
 
 class Write(Protocol):
@@ -176,7 +177,7 @@ async def _repeated(connection: asyncpg.Connection[Any], lines: Sequence[Any], k
     """The numbers of the lines that were applied before, or stand twice in this run."""
     known_ids: set[Any] = set()
     if keys.timed:
-        first, last = instant_of(max(0, keys.time_min_ms - KEY_SKEW_MS)), _instant(keys.time_max_ms + KEY_SKEW_MS)
+        first, last = _instant(keys.time_min_ms - KEY_SKEW_MS), _instant(keys.time_max_ms + KEY_SKEW_MS)
         asked = [keys.ids[number] for number in keys.timed]
         users = [lines[number][0] for number in keys.timed]
         rows = await connection.fetch(statement("worker", "repeated_ids"), asked, users, first, last)
@@ -194,19 +195,22 @@ async def _repeated(connection: asyncpg.Connection[Any], lines: Sequence[Any], k
 
 
 def _instant(ms: int) -> datetime:
-    return min(instant_of(min(ms, 253_402_300_799_000)), datetime.max.replace(tzinfo=UTC))
+    """The instant, or the nearest that there is: a caller's key may carry any time up to the year 10889."""
+    return instant_of(min(max(ms, 0), 253_402_300_799_000))
 
 
 def _with_followers(lines: Sequence[Any], repeated: set[int]) -> set[int]:
     """*repeated* with repeats inside the run, and with the further lines of each record."""
     seen: set[tuple[UUID, str]] = set()
     skipped: set[int] = set()
-    skipping = False
+    record, skipping = None, False
     for number, (user_id, line, _, _, _) in enumerate(lines):
-        if line.number == 0:
-            key = (user_id, line.key)
+        key = (user_id, line.key)
+        # A further line of another record than the last has lost its head: that one could not be read.
+        if line.number == 0 or key != record:
             skipping = number in repeated or key in seen
             seen.add(key)
+            record = key
         if skipping:
             skipped.add(number)
     return skipped

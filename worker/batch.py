@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
@@ -86,25 +85,27 @@ class Batch:
 def keyed(lines: Sequence[Any]) -> Keyed:
     """Give each line its id, and sort its key to where a repeat of it would be found.
 
-    The id is the key, when that is a UUIDv7; else it is made from the place in the log, so that a
-    run that is read twice gets the same ids.
+    The id is the key, when that is a UUIDv7; else it is made from user, key and instant, so that a
+    line gets the same id whenever it is read and whatever is read with it.
     """
     found = Keyed()
     low, high = None, 0
-    for number, (user_id, line, _, at_ms, entry_id) in enumerate(lines):
+    for number, (user_id, line, _, at_ms, _) in enumerate(lines):
         time_ms = uuid7_time_ms(line.key)
-        if line.number:
-            found.ids.append(_id_from(f"{user_id}/{line.key}/{line.number}", at_ms if time_ms is None else time_ms))
+        if line.number:  # no key has a NUL
+            mark = mark_of(user_id, f"{line.key}\0{line.number}")
+            found.ids.append(_id_from(mark, at_ms if time_ms is None else time_ms))
             continue
+        mark = mark_of(user_id, line.key) if time_ms is None else b""
         if time_ms is None:
-            found.ids.append(_id_from(f"{entry_id}/{number}", at_ms))
+            found.ids.append(_id_from(mark, at_ms))
         else:
             found.ids.append(line.key)
             found.timed.append(number)
             low = time_ms if low is None or time_ms < low else low
             high = max(high, time_ms)
         if time_ms is None or abs(time_ms - _created_ms(line, at_ms)) > KEY_SKEW_MS:
-            found.marked.append((number, UUID(bytes=mark_of(user_id, line.key))))
+            found.marked.append((number, UUID(bytes=mark or mark_of(user_id, line.key))))
     found.time_min_ms, found.time_max_ms = low or 0, high
     return found
 
@@ -161,9 +162,9 @@ def _created_ms(line: Line, at_ms: int) -> int:
     return at_ms if line.occurred_at_ms is None else line.occurred_at_ms
 
 
-def _id_from(text: str, time_ms: int) -> UUID:
-    """A UUIDv7 of *time_ms* whose other bits are a digest of *text*."""
-    digest = int.from_bytes(blake2b(text.encode(), digest_size=10).digest())
+def _id_from(mark: bytes, time_ms: int) -> UUID:
+    """A UUIDv7 of *time_ms* whose other bits are those of *mark*."""
+    digest = int.from_bytes(mark[:10])
     return UUID(int=time_ms << 80 | 7 << 76 | (digest & 0xFFF) << 64 | 2 << 62 | digest >> 18)
 
 
