@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quota.values import parse_user_id
+from service.usage_log import Entries, NewerVersionError, decode_entry
+
+ENTRY_ID = "1750000000000-0"
+AT_MS = 1_750_000_000_000
+GOOD = ["user-1", "tokens", 3, "k-1", 0]
+EXTRAS = ["video", "high", {"a": 1}, AT_MS - 1, "e-1", "type", "1.2", "s-1"]
+NOT_NUMBERS = [
+    b"",
+    b"abc",
+    b"-5",
+    b"1.5",
+    b"nan",
+    b"NaN",
+    b"inf",
+    b"1e3",
+    b"0x10",
+    b" 7",
+    b"\xd9\xa3",
+]
+
+
+def entry(lines: bytes, costs: bytes, **fields: bytes | None) -> dict[bytes, bytes]:
+    plain: dict[str, bytes | None] = {
+        "v": b"1",
+        "e": b"1",
+        "t": b"%d" % AT_MS,
+        "c": costs,
+        "r": lines,
+    }
+    plain |= fields
+    return {name.encode(): text for name, text in plain.items() if text is not None}
+
+
+def decoded(fields: dict[bytes, bytes]) -> Entries:
+    run = Entries(after="0-0", last="0-0")
+    decode_entry(run, ENTRY_ID, fields)
+    return run
+
+
+def beside_good_neighbours(poison: bytes, cost: bytes = b"7") -> Entries:
+    good = json.dumps(GOOD).encode()
+    return decoded(entry(b"[" + good + b"," + poison + b"," + good + b"]", b"5," + cost + b",6,"))
+
+
+def test_a_good_entry_is_read_whole():
+    lines = json.dumps([GOOD, [*GOOD[:4], 1, *EXTRAS]]).encode()
+
+    run = decoded(entry(lines, b"5,6,", w=b"300:1750000000300;60:1750000000060;,"))
+
+    assert run.unreadable == []
+    (first_user, first, first_cost, at_ms, entry_id), (_, second, second_cost, _, _) = run.lines
+    assert (first_user, at_ms, entry_id) == (parse_user_id("user-1").id, AT_MS, ENTRY_ID)
+    assert (first_cost, second_cost) == (5, 6)
+    assert [first.user, first.feature, first.amount, first.key, first.number] == GOOD
+    assert first.windows == [(300, AT_MS + 300), (60, AT_MS + 60)]
+    assert second.windows is None
+    assert bytes(first.metadata) == b"null"
+    assert bytes(second.metadata) == b'{"a": 1}'
+    rest = [second.format, second.quality, second.occurred_at_ms, second.event_id]
+    rest += [second.event_type, second.product_version, second.session_id]
+    assert rest == [*EXTRAS[:2], *EXTRAS[3:]]
+
+
+def wrong(place: int, value: Any) -> bytes:
+    return json.dumps([*GOOD[:place], value, *GOOD[place + 1 :]]).encode()
+
+
+def wrong_extra(place: int, value: Any) -> bytes:
+    return json.dumps([*GOOD, *EXTRAS[:place], value, *EXTRAS[place + 1 :]]).encode()
+
+
+POISON_LINES = [
+    b"7",
+    b"null",
+    b"[]",
+    b'"user-1"',
+    json.dumps(dict(enumerate(GOOD))).encode(),
+    *(json.dumps(GOOD[:length]).encode() for length in range(1, 5)),
+    *(wrong(0, user) for user in ("", "x" * 201, "a\0b", "a\nb", 7, None, ["u"])),
+    *(wrong(1, feature) for feature in ("", "Tokens", "a b", "a\0", "x" * 101, 7, None)),
+    *(wrong(2, amount) for amount in (0, -1, 2**53, 2**70, 10**400, 1.5, True, "3", None)),
+    *(wrong(3, key) for key in ("", "x" * 201, "a\0b", 7, None)),
+    *(wrong(4, number) for number in (-1, 32_768, 2**70, 1.5, "0", None)),
+    *(wrong_extra(place, 7) for place in (0, 1, 4, 5, 6, 7)),
+    *(wrong_extra(3, occurred_at) for occurred_at in (-1, 10**15, 10**18, 2**70, 1.5, "now")),
+    json.dumps([*GOOD, *EXTRAS]).encode().replace(b'"a"', b'"\xff"'),
+    b'["user-\xff","tokens",3,"k-1",0]',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("poison", POISON_LINES)
+def test_a_poison_line_is_told_apart_from_its_neighbours(poison: bytes):
+    run = beside_good_neighbours(poison)
+
+    assert [(line.key, cost) for _, line, cost, _, _ in run.lines] == [("k-1", 5), ("k-1", 6)]
+    [unreadable] = run.unreadable
+    assert unreadable.place == f"{ENTRY_ID}/1"
+    assert unreadable.raw == poison
+    assert unreadable.reason
+
+
+@pytest.mark.parametrize("cost", [*NOT_NUMBERS, b"9007199254740992", b"9" * 30, b"9" * 5000])
+def test_a_line_with_a_wrong_cost_is_told_apart_from_its_neighbours(cost: bytes):
+    run = beside_good_neighbours(json.dumps(GOOD).encode(), cost)
+
+    assert [cost for _, _, cost, _, _ in run.lines] == [5, 6]
+    assert [(one.place, one.reason[:5]) for one in run.unreadable] == [(f"{ENTRY_ID}/1", "cost:")]
+
+
+@pytest.mark.parametrize(
+    "windows", [b"x", b"300", b"300:", b"0:5;", b"300:-1;", b"9" * 5000 + b":1"]
+)
+def test_a_line_with_wrong_windows_is_told_apart_from_its_neighbours(windows: bytes):
+    line = json.dumps(GOOD).encode()
+    fields = entry(b"[" + line + b"," + line + b"]", b"5,6,", w=b"300:1750000000300;," + windows)
+
+    run = decoded(fields)
+
+    assert [cost for _, _, cost, _, _ in run.lines] == [5]
+    assert [one.place for one in run.unreadable] == [f"{ENTRY_ID}/1"]
+
+
+ONE = json.dumps([GOOD]).encode()
+POISON_ENTRIES: list[tuple[dict[bytes, bytes], str]] = [
+    ({}, "v"),
+    ({b"junk": b"\xff\x00"}, "v"),
+    *((entry(ONE, b"5,", **{name: None}), name) for name in ("v", "t", "c", "r")),
+    *((entry(ONE, b"5,", v=version), "v:") for version in (b"", b"0", b"one", b"-2", b"9" * 5000)),
+    *((entry(ONE, b"5,", t=at_ms), "t:") for at_ms in (*NOT_NUMBERS, b"9" * 15, b"9" * 5000)),
+    *((entry(ONE, costs), "costs") for costs in (b"5,6,", b"5,6,7,")),
+    *(
+        (entry(lines, b"5,"), "")
+        for lines in (b"", b"{", b"[", b"{}", b"7", b"[NaN]", b"\x80\x04.")
+    ),
+    (entry(b"[]", b""), "costs"),
+    (entry(ONE, b"5,", w=b",,"), "windows"),
+    (
+        entry(
+            b'[["user-1","tokens",1,"k",0,null,null,' + b"[" * 100_000 + b"]" * 100_000 + b"]]",
+            b"5,",
+        ),
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("fields", "reason"), POISON_ENTRIES)
+def test_an_entry_that_nobody_can_read_is_set_aside_whole(fields: dict[bytes, bytes], reason: str):
+    run = decoded(fields)
+
+    assert run.lines == []
+    [unreadable] = run.unreadable
+    assert unreadable.place == ENTRY_ID
+    assert reason in unreadable.reason
+    kept = json.loads(unreadable.raw)
+    assert {name.encode("latin-1"): kept[name].encode("latin-1") for name in kept} == fields
+
+
+@pytest.mark.parametrize("version", [b"2", b"10", b"999999999"])
+def test_an_entry_of_a_newer_version_is_left_for_a_newer_worker(version: bytes):
+    with pytest.raises(NewerVersionError, match=version.decode()):
+        decoded(entry(ONE, b"5,", v=version))
+
+
+@given(
+    fields=st.dictionaries(
+        st.sampled_from([b"v", b"t", b"c", b"r", b"w"]),
+        st.one_of(st.binary(max_size=30), st.sampled_from([b"1", b"5,", ONE])),
+    )
+)
+def test_nothing_in_an_entry_raises(fields: dict[bytes, bytes]):
+    try:
+        run = decoded(fields)
+    except NewerVersionError:
+        assert int(fields[b"v"]) > 1
+    else:
+        assert run.lines or run.unreadable
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@given(lines=st.lists(json_values | st.just(GOOD), min_size=1, max_size=5))
+def test_every_line_is_either_read_or_set_aside(lines: list[Any]):
+    text = json.dumps(lines).encode()
+
+    run = decoded(entry(text, b"5," * len(lines)))
+
+    if b"NaN" in text or b"Infinity" in text:  # not JSON: the entry is one piece
+        assert len(run.lines) + len(run.unreadable) >= 1
+    else:
+        assert len(run.lines) + len(run.unreadable) == len(lines)
+        assert len(run.lines) >= sum(line == GOOD for line in lines)
