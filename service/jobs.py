@@ -7,7 +7,7 @@ is not a job of ours is turned into a job that sets the bytes aside with the rea
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -16,16 +16,21 @@ __all__ = ["QUARANTINE_JOB", "RECORD_USAGE", "deserialize_job", "serialize_job"]
 RECORD_USAGE = "record_usage"
 QUARANTINE_JOB = "quarantine_job"
 _JOB_BYTES_MAX = 64 * 1024  # metadata may be 16 KiB; the rest of a record is small
+_ENQUEUED_MS_MAX = 253_402_300_799_999  # the year 9999: arq dies of a later one
+_CRON = "cron:"  # arq's own prefix for the jobs that its timetable makes
 _PICKLE = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 class _Job(msgspec.Struct):
-    """The fields of arq's job dictionary that a worker reads."""
+    """The fields of arq's job dictionary that a worker reads.
+
+    Which try it is (`t`) is counted in Redis: from a producer it could only use up the tries.
+    """
 
     f: str
     a: list[Any]
     k: dict[str, Any]
-    et: int
+    et: Annotated[int, msgspec.Meta(ge=0, le=_ENQUEUED_MS_MAX)]
     t: int | None = None
 
 
@@ -41,7 +46,9 @@ def deserialize_job(raw: bytes) -> dict[str, Any]:
         try:
             decode = msgspec.json.decode if raw.lstrip()[:1] == b"{" else msgspec.msgpack.decode
             job = decode(raw, type=_Job)
-            return {"f": job.f, "a": tuple(job.a), "k": job.k, "t": job.t or 1, "et": job.et}
+            if job.f == RECORD_USAGE or job.f.startswith(_CRON):
+                return {"f": job.f, "a": tuple(job.a), "k": job.k, "t": 1, "et": job.et}
+            reason = f"no job is called {job.f[:80]!r}, only {RECORD_USAGE!r}"  # arq would drop it
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             reason = f"not a job: {error}"
     arguments = {"raw": raw[:_JOB_BYTES_MAX], "reason": reason}
