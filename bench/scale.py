@@ -1,0 +1,45 @@
+"""How much is measured: enough for steady numbers, or little enough for less than a minute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FULL", "QUICK", "Scale"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Sizes of one run; each row is the median of *rounds* rounds."""
+
+    rounds: int
+    users: int = 10_000  # of DESIGN 12
+    applied_records: int  # in the log before each round of applying
+    end_to_end_records: int  # a drain starts each second: fewer would measure the wait for it
+    naive_jobs: int  # the rate is what counts
+    ping_calls: int
+    concurrent_tasks: int = 500
+    concurrent_records: int
+    redis_calls: int
+    lag_seconds: float
+
+
+FULL = Scale(
+    rounds=5,
+    applied_records=160_000,
+    end_to_end_records=200_000,
+    naive_jobs=2_000,
+    ping_calls=3_000,
+    concurrent_records=100_000,
+    redis_calls=300,
+    lag_seconds=15,
+)
+QUICK = Scale(
+    rounds=2,
+    applied_records=30_000,
+    end_to_end_records=40_000,
+    naive_jobs=300,
+    ping_calls=1_000,
+    concurrent_records=20_000,
+    redis_calls=100,
+    lag_seconds=2,
+)
