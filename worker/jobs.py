@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import structlog
 from arq import Retry
 
 from quota.errors import InvalidValueError, KeyConflictError, UnknownUserError
 from service.database import statement
+from service.jobs import RECORD_USAGE, serialize_job
 from service.partitions import make_partitions
 from service.staleness import drop_stale_users
 from service.tiers import publish, stored_rules
 from worker.tidy import trim_logs, watch_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from worker.deps import Deps
 
@@ -32,7 +33,7 @@ def counted(job: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]
     """Count how *job* ends, and have arq run it again after any error: arq forgets a job that raises."""
 
     @functools.wraps(job)
-    async def run(ctx: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    async def run(ctx: dict[str, Any], /, *args: Any, **kwargs: Any) -> Any:
         deps: Deps = ctx["deps"]
         try:
             result = await job(ctx, *args, **kwargs)
@@ -50,35 +51,82 @@ def counted(job: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]
     return run
 
 
+# What a record may have; the first ones also by position, in this order.
+_BY_POSITION = ("user_id", "feature", "amount", "key")
+_FIELDS = (
+    *_BY_POSITION,
+    "format",
+    "quality",
+    "metadata",
+    "occurred_at",
+    "event_id",
+    "event_type",
+    "product_version",
+    "session_id",
+)
+
+
 @counted
-async def record_usage(
-    ctx: dict[str, Any], user_id: Any = None, feature: Any = None, amount: Any = 1, key: Any = None, **payload: Any
-) -> None:
+async def record_usage(ctx: dict[str, Any], /, *args: Any, **named: Any) -> None:
     """Move one record from arq into the usage log; stock arq producers enqueue this (DESIGN 8).
 
-    Without a key, the job's id is the key: a job that arq runs twice counts once.
+    Without a key, the job's id is the key: a job that arq runs twice counts once. The arguments are
+    taken as they come, because arq drops a job whose call does not fit.
     """
     deps: Deps = ctx["deps"]
-    given = {"user_id": user_id, "feature": feature, "amount": amount, "key": key, **payload}
     try:
-        await deps.quota.record(user_id, feature, amount, key=key or f"arq:{ctx['job_id']}", **payload)
+        given = _given(args, named)
+        if given["key"] is None:
+            given["key"] = f"arq:{ctx['job_id']}"
+        await deps.quota.record(**given)
     except (InvalidValueError, KeyConflictError, UnknownUserError) as error:
-        await _quarantine(deps, ctx["job_id"], msgspec.json.encode(given, enc_hook=repr), str(error))
-    except TypeError as error:
-        await _quarantine(deps, ctx["job_id"], msgspec.json.encode(given, enc_hook=repr), f"not a field: {error}")
+        await _quarantine(ctx, _job_bytes(args, named), str(error))
+
+
+def _given(args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a record by name.
+
+    Raises:
+        InvalidValueError: one is not a field, or is given twice.
+    """
+    if len(args) > len(_BY_POSITION):
+        expected = f"at most {', '.join(_BY_POSITION)}, and the rest by name"
+        raise InvalidValueError("arguments", list(args), expected)
+    given = dict(zip(_BY_POSITION, args, strict=False))
+    for name, value in named.items():
+        if name not in _FIELDS:
+            raise InvalidValueError(name, value, f"one of the fields {', '.join(_FIELDS)}")
+        if name in given:
+            raise InvalidValueError(name, value, "it once, not by position and by name")
+    return {"user_id": None, "feature": None, "amount": 1, "key": None, **given, **named}
+
+
+def _job_bytes(args: Sequence[Any], named: Mapping[str, Any]) -> bytes:
+    """The job as a producer could have sent it, so that it can be sent again."""
+    try:
+        now_ms = time.time_ns() // 1_000_000
+        return serialize_job({"f": RECORD_USAGE, "a": args, "k": named, "et": now_ms, "t": None})
+    except (TypeError, ValueError, RecursionError):  # MessagePack has keys that JSON has not
+        return repr((args, named)).encode(errors="backslashreplace")
 
 
 @counted
 async def quarantine_job(ctx: dict[str, Any], *, raw: bytes, reason: str) -> None:
     """Set aside a job that could not be read; see `service.jobs`."""
-    await _quarantine(ctx["deps"], ctx["job_id"], raw, reason)
+    await _quarantine(ctx, raw, reason)
 
 
-async def _quarantine(deps: Deps, place: str, raw: bytes, reason: str) -> None:
+async def _quarantine(ctx: dict[str, Any], raw: bytes, reason: str) -> None:
+    """Keep a job, once however often it runs; a job id that is used again is another job."""
+    deps: Deps = ctx["deps"]
+    place = f"{ctx['job_id']} {ctx['enqueue_time'].isoformat()}"
+    texts = [[text.replace("\0", "\\0")] for text in (place, reason)]
     async with deps.database.connection() as connection:
-        await connection.execute(statement("worker", "quarantine"), "job", [place], [raw], [reason.replace("\0", "\\0")])
+        await connection.execute(
+            statement("worker", "quarantine"), "job", texts[0], [raw], texts[1]
+        )
     deps.metrics.quarantined.inc()
-    _log.warning("job.quarantined", job_id=place, reason=reason)
+    _log.warning("job.quarantined", job_id=ctx["job_id"], reason=reason)
 
 
 async def drain_log(ctx: dict[str, Any]) -> int:

@@ -12,6 +12,7 @@ import structlog
 from arq import Worker, cron, func
 from arq.connections import ArqRedis
 from prometheus_client import start_http_server
+from redis.asyncio import ConnectionPool
 
 from service.jobs import QUARANTINE_JOB, RECORD_USAGE, deserialize_job, serialize_job
 from worker.deps import SOCKET_TIMEOUT_S, Deps, open_deps
@@ -78,9 +79,8 @@ async def _work(deps: Deps, stop: asyncio.Event) -> None:
 
 
 def _arq_worker(deps: Deps) -> Worker:
-    pool = ArqRedis.from_url(
-        deps.settings.queue_redis,
-        socket_timeout=SOCKET_TIMEOUT_S,
+    pool = ArqRedis(  # its `from_url` would pass our serializers on to the connections
+        ConnectionPool.from_url(deps.settings.queue_redis, socket_timeout=SOCKET_TIMEOUT_S),
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
         expires_extra_ms=_EXPIRES_MS,
