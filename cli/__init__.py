@@ -1,0 +1,1 @@
+"""The commands: `allotment up`, `balance`, `grant` and the others, one file a group."""
