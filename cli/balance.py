@@ -1,0 +1,93 @@
+"""`allotment balance`: what a user has left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cli.options import AsJson, UserId
+from cli.output import Output, printable, table
+from cli.session import open_session, run
+from quota.values import credits_of, instant_text, parse_user_id
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from quota.balance import Balance
+    from quota.burndown import Grant
+    from quota.values import User
+
+__all__ = ["EXAMPLES", "command"]
+
+EXAMPLES = (
+    "allotment balance user-1",
+    "allotment balance 22c9d63f-f1a3-4879-b1f3-1a1d5ed89f01 --json",
+)
+
+
+def command(user: UserId, *, as_json: AsJson = False) -> None:
+    """Show a user's credits, grants in burn order, and every limit with what is left of it."""
+    run(_balance(Output(as_json=as_json), parse_user_id(user)))
+
+
+async def _balance(output: Output, user: User) -> None:
+    async with open_session(output) as session:
+        await session.rules()  # without tiers there is nothing to look up
+        async with session.quota() as quota:
+            balance = await quota.balance(user.text)
+    output.result(
+        {"user": user.text, **balance.as_dict()},
+        f"user     {printable(user.text)}\ntier     {balance.tier}\n"
+        f"credits  {balance.credits:f}\noverage  {balance.overage:f}\n",
+        _grants_table(balance),
+        _limits_table(balance),
+    )
+
+
+def _grants_table(balance: Balance) -> Table | str:
+    if not balance.grants:
+        return "no grants\n"
+    columns = ("id", "kind", "priority", "left", "of", "state", "effective", "expires")
+    made = table(*columns, title="grants in burn order", right=("priority", "left", "of"))
+    for grant in balance.grants:
+        made.add_row(
+            printable(grant.name or str(grant.id)),
+            grant.kind,
+            str(grant.priority),
+            f"{credits_of(grant.left):f}",
+            f"{credits_of(grant.amount):f}",
+            _state(grant, balance.at_ms),
+            instant_text(grant.effective_at_ms),
+            "never" if grant.expires_at_ms is None else instant_text(grant.expires_at_ms),
+        )
+    return made
+
+
+def _state(grant: Grant, at_ms: int) -> str:
+    if grant.voided_at_ms is not None and grant.voided_at_ms <= at_ms:
+        return "voided"
+    if grant.expires_at_ms is not None and grant.expires_at_ms <= at_ms:
+        return "expired"
+    if grant.effective_at_ms > at_ms:
+        return "to come"
+    return "active" if grant.left else "spent"
+
+
+def _limits_table(balance: Balance) -> Table | str:
+    if not balance.limits:
+        return "no limits"
+    columns = ("feature", "per", "mode", "used", "max", "remaining", "resets")
+    made = table(*columns, title="limits", right=("used", "max", "remaining"))
+    for name, state in balance.limits.items():
+        resets_at = state.as_dict()["resets_at"]
+        if resets_at is None:
+            resets_at = "at first use" if state.per.startswith("window:") else "never"
+        made.add_row(
+            name.rpartition("/")[0],
+            state.per,
+            state.mode,
+            str(state.used),
+            "unlimited" if state.limit is None else str(state.limit),
+            "unlimited" if state.remaining is None else str(state.remaining),
+            resets_at,
+        )
+    return made

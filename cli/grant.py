@@ -1,0 +1,110 @@
+"""`allotment grant`: a user gets credits."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import AsJson, UserId
+from cli.output import Output, printable
+from cli.session import open_session, run
+from quota.burndown import KINDS
+from quota.errors import InvalidValueError
+from quota.values import (
+    MICRO_MAX,
+    credits_of,
+    instant_ms,
+    instant_text,
+    parse_credits,
+    parse_instant,
+    parse_label,
+    parse_user_id,
+)
+from service.grants import add_grant
+from service.staleness import drop_stale_users
+
+if TYPE_CHECKING:
+    from models import CreditGrant
+
+__all__ = ["EXAMPLES", "command"]
+
+EXAMPLES = (
+    "allotment grant user-1 20",
+    "allotment grant user-1 12.5 --id order-4711 --kind purchased    a repeat gives nothing more",
+    "allotment grant user-1 5 --kind promo --expires-at 2030-12-31T23:59:59Z",
+)
+
+
+def command(
+    user: UserId,
+    amount: Annotated[str, typer.Argument(help="Credits, with up to 6 places.")],
+    *,
+    name: Annotated[
+        str | None, typer.Option("--id", help="A name: a repeat with it gives nothing more.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help=f"One of {', '.join(KINDS)}.")] = "granted",
+    priority: Annotated[int, typer.Option(help="Lower burns first.")] = 1,
+    effective_at: Annotated[
+        str | None, typer.Option(metavar="INSTANT", help="When it begins; now, if not given.")
+    ] = None,
+    expires_at: Annotated[
+        str | None, typer.Option(metavar="INSTANT", help="When it ends; never, if not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give a user credits; the user is made, if there is none yet."""
+    asked = {
+        "user": parse_user_id(user),
+        "amount_micro": _amount(amount),
+        "name": parse_label(name, field="id"),
+        "kind": kind,
+        "priority": priority,
+        "effective_at": _instant(effective_at, field="effective_at"),
+        "expires_at": _instant(expires_at, field="expires_at"),
+    }
+    run(_grant(Output(as_json=as_json), asked))
+
+
+async def _grant(output: Output, asked: dict[str, Any]) -> None:
+    user = asked.pop("user")
+    async with open_session(output) as session:
+        rules, now = await session.rules(), await session.now()
+        async with session.database.session() as transaction:
+            grant = await add_grant(transaction, user, rules, at=now, **asked)
+        await drop_stale_users(session.database, session.redis, session.keys, user_id=user.id)
+    answer = {"user": user.text, **_answer(grant), "repeated": grant.created_at != now}
+    output.result(answer, _sentence(answer))
+
+
+def _answer(grant: CreditGrant) -> dict[str, Any]:
+    return {
+        "id": grant.name or str(grant.id),
+        "amount": format(credits_of(grant.amount_micro), "f"),
+        "left": format(credits_of(grant.left_micro), "f"),
+        "kind": grant.kind,
+        "priority": grant.priority,
+        "effective_at": instant_text(instant_ms(grant.effective_at)),
+        "expires_at": grant.expires_at and instant_text(instant_ms(grant.expires_at)),
+    }
+
+
+def _sentence(answer: dict[str, Any]) -> str:
+    until = f" until {answer['expires_at']}" if answer["expires_at"] else ""
+    done = "had these already" if answer["repeated"] else "granted"
+    return printable(
+        f"{done}: {answer['amount']} credits ({answer['kind']}, priority {answer['priority']}) "
+        f"to {answer['user']} from {answer['effective_at']}{until}, id {answer['id']}"
+    )
+
+
+def _amount(text: str) -> int:
+    micro = parse_credits(text, field="amount")
+    if micro == 0:
+        raise InvalidValueError("amount", text, f"credits above 0, up to {credits_of(MICRO_MAX)}")
+    return micro
+
+
+def _instant(text: str | None, *, field: str) -> datetime | None:
+    return None if text is None else parse_instant(text, field=field)
