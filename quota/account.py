@@ -22,7 +22,8 @@ __all__ = ["Account"]
 class Account:
     """Grants in burn order, what is left of each, and overage; all in micro-credits.
 
-    Instants passed in must not go back: what has been paid stays paid.
+    *at_ms* is when *overage* was made: what began and ended before does not repay it. Instants passed
+    in must not go back: what has been paid stays paid.
     """
 
     def __init__(self, grants: Iterable[Grant], overage: int = 0, *, at_ms: int = 0) -> None:

@@ -189,7 +189,7 @@ def _standing(
     """The profile and the quota hash of a user at *at_ms*."""
     row = stored.row
     calendar = Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"])
-    account = Account(stored.grants, row["overage_micro"])
+    account = Account(stored.grants, row["overage_micro"], at_ms=row["overage_at_ms"])
     for _, cost, then_ms in tail:
         account.repay(at_ms=then_ms)
         account.charge(cost, at_ms=then_ms)

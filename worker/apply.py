@@ -153,7 +153,10 @@ async def _members(
             grants[row["user_id"]].append(_grant(row))
     return {
         row["id"]: Member(
-            Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"]), row["overage_micro"], grants[row["id"]]
+            Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"]),
+            row["overage_micro"],
+            row["overage_at_ms"],
+            grants[row["id"]],
         )
         for row in rows
     }

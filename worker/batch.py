@@ -55,6 +55,7 @@ class Member(NamedTuple):
 
     calendar: Calendar
     overage: int
+    overage_at_ms: int  # when it last grew: of grants that were over by then, none repays it
     grants: Sequence[Grant]
 
 
@@ -151,7 +152,7 @@ def fold(lines: Sequence[Any], keys: Keyed, skipped: set[int], members: Mapping[
         if cost:
             account = accounts.get(user_id)
             if account is None:
-                account = accounts[user_id] = Account(member.grants, member.overage)
+                account = accounts[user_id] = Account(member.grants, member.overage, at_ms=member.overage_at_ms)
             _charge(batch, account, user_id, usage_id, cost, at_ms)
     for user_id, account in accounts.items():
         _settle(batch, user_id, members[user_id], account)
