@@ -173,7 +173,7 @@ def _windows(text: bytes) -> list[tuple[int, int]]:
         if not seconds.isdigit() or not 1 <= int(seconds) <= WINDOW_SECONDS_MAX:
             raise ValueError(f"window: not seconds and an end: {text[:40]!r}")
         found.append((int(seconds), _instant(end_ms)))
-    return found
+    return list(dict.fromkeys(found))  # a hard and a soft limit on one window are one count
 
 
 def _texts(fields: dict[bytes, bytes]) -> dict[str, str]:

@@ -14,6 +14,7 @@ ENTRY_ID = "1750000000000-0"
 AT_MS = 1_750_000_000_000
 GOOD = ["user-1", "tokens", 3, "k-1", 0]
 EXTRAS = ["video", "high", {"a": 1}, AT_MS - 1, "e-1", "type", "1.2", "s-1"]
+ONE = json.dumps([GOOD]).encode()
 NOT_NUMBERS = [
     b"",
     b"abc",
@@ -69,6 +70,13 @@ def test_a_good_entry_is_read_whole():
     rest = [second.format, second.quality, second.occurred_at_ms, second.event_id]
     rest += [second.event_type, second.product_version, second.session_id]
     assert rest == [*EXTRAS[:2], *EXTRAS[3:]]
+
+
+def test_a_window_with_two_limits_is_one_count():
+    run = decoded(entry(ONE, b"5,", w=b"60:1750000000060;300:1750000000300;60:1750000000060;"))
+
+    [(_, line, *_)] = run.lines
+    assert line.windows == [(60, AT_MS + 60), (300, AT_MS + 300)]
 
 
 def wrong(place: int, value: Any) -> bytes:
@@ -130,7 +138,6 @@ def test_a_line_with_wrong_windows_is_told_apart_from_its_neighbours(windows: by
     assert [one.place for one in run.unreadable] == [f"{ENTRY_ID}/1"]
 
 
-ONE = json.dumps([GOOD]).encode()
 POISON_ENTRIES: list[tuple[dict[bytes, bytes], str]] = [
     ({}, "v"),
     ({b"junk": b"\xff\x00"}, "v"),
