@@ -6,6 +6,7 @@ whatever was cached under an older one, and users are loaded again.
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import structlog
@@ -27,6 +28,9 @@ _log = structlog.get_logger("allotment.shards")
 
 class NoTiersError(Exception):
     """No tiers have been applied yet: run `allotment tiers apply tiers.toml`."""
+
+    def __str__(self) -> str:
+        return inspect.getdoc(self) or ""
 
 
 def entry_number(entry_id: str) -> tuple[int, int]:

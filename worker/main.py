@@ -12,6 +12,7 @@ import structlog
 from arq import Worker, cron, func
 from arq.connections import ArqRedis
 from prometheus_client import start_http_server
+from redis.exceptions import RedisError
 from redis.asyncio import ConnectionPool
 
 from service.jobs import QUARANTINE_JOB, RECORD_USAGE, deserialize_job, serialize_job
@@ -26,6 +27,8 @@ __all__ = ["run_worker"]
 
 _JOB_TIMEOUT_S = 30  # longer than any job runs; a dead worker's job waits for so long and 10 s more
 _STOP_SECONDS_MAX = 8  # for running jobs at SIGTERM; supervisors kill after 10
+_CLOSE_SECONDS_MAX = 1  # for arq's own good-bye to Redis
+_RETRY_S = 1  # before jobs run again after Redis was away
 _POLL_DELAY_S = 0.1
 _TRIES_MAX = 1_000_000  # a job is given up by a person, not by a number
 _EXPIRES_MS = 28 * 24 * 3600 * 1000  # a job may wait as long as an outage lasts
@@ -56,26 +59,66 @@ async def run_worker(settings: Settings, *, stop: asyncio.Event | None = None) -
 
 
 async def _work(deps: Deps, stop: asyncio.Event) -> None:
-    worker = _arq_worker(deps)
+    jobs = _Jobs(deps)
     loads = LoadServer(deps.redis, deps.keys, deps.loader, deps.metrics)
     running = [
-        asyncio.create_task(worker.async_run(), name="arq"),
+        asyncio.create_task(jobs.run(), name="jobs"),
         asyncio.create_task(loads.serve(), name="loads"),
         asyncio.create_task(stop.wait(), name="stop"),
     ]
     try:
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            task.result()  # arq ends when Redis stays away: say why, and let the supervisor start us again
+            task.result()  # neither of the others ends by itself, but by a mistake of ours
     finally:
-        worker.allow_pick_jobs = False
-        if worker.tasks:
-            await asyncio.wait(list(worker.tasks.values()), timeout=_STOP_SECONDS_MAX)
+        await jobs.finish()
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-        with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-            await worker.close()
+        await jobs.close()
+
+
+class _Jobs:
+    """arq in a loop: it ends whenever Redis is away for a moment, and we do not (FAULTS 2.16)."""
+
+    def __init__(self, deps: Deps) -> None:
+        self._deps = deps
+        self._worker = _arq_worker(deps)
+
+    async def run(self) -> None:
+        """Run jobs until cancelled."""
+        while True:
+            try:
+                await self._worker.async_run()
+            except (RedisError, OSError) as error:
+                _log.warning("jobs.redis_unreachable", kind=type(error).__name__, error=str(error))
+            except UnicodeDecodeError:
+                await self._drop_undecodable()
+            await self.finish()
+            await self.close()
+            await asyncio.sleep(_RETRY_S)
+            self._worker = _arq_worker(self._deps)
+
+    async def _drop_undecodable(self) -> None:
+        """Take ids out of the queue that are no text: arq dies of them at each start (FAULTS 2.14)."""
+        queue = self._deps.settings.queue_name
+        async with ArqRedis.from_url(self._deps.settings.queue_redis) as redis:
+            for member in await redis.zrange(queue, 0, -1):
+                if member.decode(errors="replace").encode() != member:
+                    await redis.zrem(queue, member)
+                    _log.error("jobs.id_not_text", dropped=repr(member))
+
+    async def finish(self) -> None:
+        """Take no more jobs, and wait for those under way."""
+        self._worker.allow_pick_jobs = False
+        if self._worker.tasks:
+            await asyncio.wait(list(self._worker.tasks.values()), timeout=_STOP_SECONDS_MAX)
+
+    async def close(self) -> None:
+        """Let arq say good-bye to Redis, if it is there."""
+        with contextlib.suppress(asyncio.CancelledError, RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS_MAX):
+                await self._worker.close()
 
 
 def _arq_worker(deps: Deps) -> Worker:
