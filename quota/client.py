@@ -123,7 +123,8 @@ class Quota:
         """`consume` for each of *calls* (its arguments by name), in as few round trips as possible.
 
         The answers are in the order of the calls. A call that was refused outright has its error
-        in its place, which is false like a denial; its neighbours are decided all the same.
+        in its place, told by its type or by `code`, which both have; its neighbours are decided
+        all the same.
         """
         now_ms = _now_ms(now)
         answers: list[Decision | QuotaError | asyncio.Task[Decision]] = []
@@ -141,15 +142,20 @@ class Quota:
                 ask = Ask(CONSUME, [record])
                 asked.append((place, record, ask, self._gate_of(record.user).enqueue(ask, now_ms=now_ms)))
         outcomes = await asyncio.gather(*(future for *_, future in asked), return_exceptions=True)
+        again: list[tuple[int, UsageRecord, Ask, Answer | NotReadyError | None]] = []
         for (place, record, ask, _), outcome in zip(asked, outcomes, strict=True):
-            try:
-                if not isinstance(outcome, BaseException) and isinstance(outcome[1][0], bytes):
-                    answers[place] = decision_of(outcome[1][0], record, outcome[0])
-                else:
-                    first = outcome if isinstance(outcome, (NotReadyError, tuple)) else None
-                    answers[place] = await self._decide(ask, record, now_ms, first)
-            except QuotaError as error:
-                answers[place] = error
+            if not isinstance(outcome, BaseException) and isinstance(outcome[1][0], bytes):
+                answers[place] = decision_of(outcome[1][0], record, outcome[0])
+            else:
+                again.append((place, record, ask, outcome if isinstance(outcome, (NotReadyError, tuple)) else None))
+        # All at once: users that have to be loaded share a request, and a user's calls one load.
+        decided = await asyncio.gather(
+            *(self._decide(ask, record, now_ms, first) for _, record, ask, first in again), return_exceptions=True
+        )
+        for (place, *_), answer in zip(again, decided, strict=True):
+            if isinstance(answer, BaseException) and not isinstance(answer, QuotaError):
+                raise answer
+            answers[place] = answer
         return answers  # type: ignore[return-value]
 
     async def record(
