@@ -7,7 +7,9 @@ through the fence: whoever finds one taken leaves it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,6 +21,8 @@ from service.usage_log import NewerVersionError, read_entries
 from worker.apply import apply_run
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from quota.keys import Keys, ShardKeys
     from quota.scripts import Client
     from service.database import Database
@@ -66,7 +70,8 @@ class Drain:
         async with self._round:
             until = time.monotonic() + seconds_max
             rounds = [self._drain_shard(shard, until) for shard in self._keys.shards]
-            counts = await asyncio.gather(*rounds, return_exceptions=True)
+            with _collector_at_rest():
+                counts = await asyncio.gather(*rounds, return_exceptions=True)
         for count in counts:
             if isinstance(count, BaseException):
                 self._metrics.apply_failures.inc()
@@ -133,3 +138,19 @@ class Drain:
                 seconds=round(seconds, 3),
             )
         return applied
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Keep the garbage collector off for a round, which is seconds.
+
+    A run is half a million objects without a cycle among them: looking through them again and again
+    takes a quarter of the time that Python spends on applying.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
