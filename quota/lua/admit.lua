@@ -19,7 +19,8 @@
 --        meta: epoch, rules (version), shards, dedupe_ms (how long a key is remembered).
 --        quota hash: h "epoch,valid_until,tier" (credits are valid until then, 0 = for ever), c credits, w running windows
 --        ";per,start,end;", f:<feature> the periods counted "per,per|", then end_ms and used of each as doubles (exact to
---        2^53).  No hash, or one of another epoch, is never zero: it is 10.  So are counters made for other limits than now.
+--        2^53).  No hash, or one of another epoch, is never zero: it is 10.  So are counters made for other limits than now, and
+--        with them the hash loses its head: it has to be loaded anew.
 -- Order  every check, then XADD, then the rest: a script does not roll back, and only its first write is refused for memory.
 -- Rule   quota.decision.decide; change both or neither.
 local ARGV, KEYS, call = ARGV, KEYS, redis.call
@@ -102,7 +103,7 @@ end
 
 -- A feature of a user: its counters {end, used, ...} with user, rule and line; or the outcome that says why there is none.
 -- Everything is read once a call.
-local users, places = {}, {}
+local users, places, outdated = {}, {}, {}
 local function state_of(place, feature)
   local user, line = users[place], nil
   if user then
@@ -125,16 +126,25 @@ local function state_of(place, feature)
   local sign = rule.sign
   if line then
     -- Used, but counted for other periods than the rule has now: it has to be loaded.
-    if #line ~= rule.size or sub(line, 1, #sign) ~= sign then return nil, MISSING end
+    if #line ~= rule.size or sub(line, 1, #sign) ~= sign then
+      outdated[place] = true
+      return nil, MISSING
+    end
     state = {unpack_doubles(rule.form, line, #sign + 1)}
   end
   for i = 1, rule.n do
     -- Never used at all: zero, in the period that runs.
     local ends, used = state[2 * i - 1] or -1, state[2 * i] or 0
-    if not (used >= 0 and used <= INTEGER_MAX) then return nil, MISSING end
+    if not (used >= 0 and used <= INTEGER_MAX) then
+      outdated[place] = true
+      return nil, MISSING
+    end
     if now >= ends and ends ~= 0 then
       ends, used = window_end(place, user, rule.per[i]), 0
-      if not ends then return nil, MISSING end
+      if not ends then
+        outdated[place] = true
+        return nil, MISSING
+      end
       if now >= ends and ends ~= 0 then return nil, ROLL end
     end
     state[2 * i - 1], state[2 * i] = ends, used
@@ -291,6 +301,8 @@ if taken > 0 then
   call('HSET', ring, unpack(remembered))
   if call('PTTL', ring) < 0 then call('PEXPIRE', ring, format('%d', math.ceil((turn + 3) * span - now))) end
 end
+-- Without its head a user counts as not loaded, so that whoever loads does not leave it as it is.
+for place in pairs(outdated) do call('HDEL', KEYS[place], 'h') end
 -- Tallies of decisions are for the dashboards: without memory for them, the decision still stands.
 for name, n in pairs(tally) do redis.pcall('HINCRBY', KEYS[7], name, n) end
 return {0, now, replies}
