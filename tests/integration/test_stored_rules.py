@@ -1,0 +1,98 @@
+"""Tiers go into PostgreSQL as rows, and come back as the rules they were."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from quota.errors import InvalidValueError
+from quota.rules import Rules
+from quota.values import AMOUNT_MAX
+from service.tiers import apply_rules, stored_rules
+from worker.deps import Deps
+
+ApplyTiers = Callable[[Deps, dict[str, Any]], Awaitable[Rules]]
+
+EVERYTHING: dict[str, Any] = {
+    "default_tier": "basic_1",
+    "features": {
+        "image": {
+            "price": "0.000000000001",
+            "format": {"video": "4", "ü \\ \" '": "999999999999999"},
+            "quality": {"high": "2.500", "none": "0"},
+        },
+        "sound": {"price": 1000},
+        "free.thing": {"price": "0"},
+    },
+    "tiers": {
+        "basic_1": {
+            "credits": {"amount": "20.000001", "every": "week"},
+            "overdraft": True,
+            "limits": {
+                "tokens": [
+                    {"max": "unlimited", "per": "month", "mode": "soft"},
+                    {"max": 0, "per": "window:300"},
+                    {"max": AMOUNT_MAX, "per": "hour"},
+                    {"max": 5, "per": "hour", "mode": "soft"},
+                ],
+                "*": {"max": 7, "per": "lifetime"},
+            },
+            "alerts": {"thresholds": []},
+            "features": {"image": {"price": "1"}, "sound": {"price": "2", "format": {"a": "1.5"}}},
+        },
+        "z-9": {"alerts": {"thresholds": [1000, 1]}},
+    },
+}
+
+
+def content(rules: Rules) -> tuple[Any, ...]:
+    return rules.default_tier, rules.tiers, rules.prices, rules.version
+
+
+async def test_rules_come_back_from_postgresql_as_they_were(deps: Deps, apply_tiers: ApplyTiers):
+    read = Rules.from_document(EVERYTHING)
+
+    applied = await apply_tiers(deps, EVERYTHING)
+    stored = await stored_rules(deps.database)
+
+    assert stored is not None
+    assert content(stored) == content(applied)
+    assert content(stored)[:3] == content(read)[:3]
+    assert stored.lines() == read.lines()
+
+
+async def test_the_same_rules_again_are_no_new_version(deps: Deps, apply_tiers: ApplyTiers):
+    first = await apply_tiers(deps, EVERYTHING)
+
+    assert (await apply_tiers(deps, EVERYTHING)).version == first.version
+    changed = {**EVERYTHING, "default_tier": "z-9"}
+    assert (await apply_tiers(deps, changed)).version == first.version + 1
+    assert (await apply_tiers(deps, EVERYTHING)).version == first.version + 2
+
+
+async def test_a_tier_that_users_are_on_can_not_go(deps: Deps, apply_tiers: ApplyTiers):
+    await deps.quota.consume("user-1", "event")  # makes the user, on `free`
+    before = await stored_rules(deps.database)
+    assert before is not None
+
+    with pytest.raises(InvalidValueError, match="1 users are on it") as caught:
+        await apply_rules(deps.database, Rules.from_document(EVERYTHING))
+
+    assert caught.value.field == "tiers.free"
+    after = await stored_rules(deps.database)
+    assert after is not None
+    assert content(after) == content(before)
+
+
+async def test_new_tiers_bind_the_next_decision(deps: Deps, apply_tiers: ApplyTiers):
+    before = await deps.quota.consume("user-1", "event", 60)
+    free: dict[str, Any] = {"limits": {"event": {"max": 50, "per": "day"}}}
+
+    await apply_tiers(deps, {"default_tier": "free", "tiers": {"free": free}})
+    after = await deps.quota.check("user-1", "event")
+
+    assert before.code == "ok"
+    assert (after.code, after.used, after.limit, after.remaining) == ("limit_exceeded", 60, 50, 0)
+    assert (await deps.quota.check("user-1", "image")).code == "feature_not_in_tier"
