@@ -117,7 +117,8 @@ async def _make_users(connection: asyncpg.Connection[Any], users: list[User], ru
     now = datetime.now(UTC)
     begun, ends = now - timedelta(days=10), now + timedelta(days=300)
     rows: list[tuple[Any, ...]] = [
-        (user.id, user.external_id, rules.default_tier, begun) for user in users
+        (user.id, user.external_id, rules.default_tier, begun - timedelta(minutes=number))
+        for number, user in enumerate(users)  # billing cycles of their own
     ]
     columns = ("id", "external_id", "tier", "anchor")
     await connection.copy_records_to_table("users", records=rows, columns=columns)
