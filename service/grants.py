@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from sqlmodel import col, select
 
 from models import CreditGrant
-from quota.burndown import KINDS
+from quota.burndown import KINDS, Grant
 from quota.errors import InvalidValueError
 from quota.values import parse_key
 from service.users import find_user, mark_stale, provision_user
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quota.rules import Rules
     from quota.values import User
 
-__all__ = ["add_grant"]
+__all__ = ["add_grant", "stored_grant"]
 
 _PRIORITY_MAX = 32_767  # a smallint
 
@@ -86,3 +86,19 @@ def _same_or_refused(there: CreditGrant, asked: CreditGrant) -> CreditGrant:
         if getattr(there, field) != getattr(asked, field):
             raise InvalidValueError("id", asked.name, f"a new name: this grant exists with another {field}")
     return there
+
+
+def stored_grant(row: Any) -> Grant:
+    """A grant as the pure rules take it, from a row of `load_grants` or `member_grants`."""
+    return Grant(
+        id=row["id"],
+        name=row["name"],
+        amount=row["amount_micro"],
+        left=row["left_micro"],
+        priority=row["priority"],
+        kind=row["kind"],
+        effective_at_ms=row["effective_at_ms"],
+        expires_at_ms=row["expires_at_ms"],
+        voided_at_ms=row["voided_at_ms"],
+        created_at_ms=row["created_at_ms"],
+    )

@@ -21,6 +21,7 @@ from quota.scripts import ScriptCaller, script
 from quota.standing import Profile, counter_line, head_text, windows_text
 from quota.values import instant_ms, instant_of
 from service.database import statement
+from service.grants import stored_grant
 from service.shards import NoTiersError, entry_number, mend_shard
 from service.tiers import stored_rules
 from service.usage_log import Entries, read_entries
@@ -156,23 +157,8 @@ async def _read_users(connection: asyncpg.Connection[Any], user_ids: list[UUID])
     for row in await connection.fetch(statement("service", "load_windows"), list(stored)):
         stored[row["user_id"]].windows.append(row)
     for row in await connection.fetch(statement("service", "load_grants"), list(stored)):
-        stored[row["user_id"]].grants.append(_grant(row))
+        stored[row["user_id"]].grants.append(stored_grant(row))
     return list(stored.values())
-
-
-def _grant(row: Any) -> Grant:
-    return Grant(
-        id=row["id"],
-        name=row["name"],
-        amount=row["amount_micro"],
-        left=row["left_micro"],
-        priority=row["priority"],
-        kind=row["kind"],
-        effective_at_ms=row["effective_at_ms"],
-        expires_at_ms=row["expires_at_ms"],
-        voided_at_ms=row["voided_at_ms"],
-        created_at_ms=row["created_at_ms"],
-    )
 
 
 def _tail(log: Entries, wanted: set[UUID], *, behind: tuple[int, int]) -> _Tail:

@@ -17,6 +17,7 @@ from quota.burndown import Grant
 from quota.period import Calendar
 from quota.values import instant_of, parse_user_id
 from service.database import statement
+from service.grants import stored_grant
 from service.usage_log import Entries, Unreadable
 from worker.batch import COLUMNS, KEY_SKEW_MS, Batch, Keyed, Member, fold, keyed
 
@@ -150,7 +151,7 @@ async def _members(
     grants: dict[UUID, list[Grant]] = defaultdict(list)
     if payers:
         for row in await connection.fetch(statement("worker", "member_grants"), list(payers)):
-            grants[row["user_id"]].append(_grant(row))
+            grants[row["user_id"]].append(stored_grant(row))
     return {
         row["id"]: Member(
             Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"]),
@@ -160,20 +161,6 @@ async def _members(
         )
         for row in rows
     }
-
-
-def _grant(row: Any) -> Grant:
-    return Grant(
-        id=row["id"],
-        amount=row["amount_micro"],
-        left=row["left_micro"],
-        priority=row["priority"],
-        kind=row["kind"],
-        effective_at_ms=row["effective_at_ms"],
-        expires_at_ms=row["expires_at_ms"],
-        voided_at_ms=row["voided_at_ms"],
-        created_at_ms=row["created_at_ms"],
-    )
 
 
 async def _repeated(connection: asyncpg.Connection[Any], lines: Sequence[Any], keys: Keyed) -> set[int]:

@@ -1,6 +1,6 @@
 -- member_grants: the grants of these users that may still pay.
 -- $1 uuid[]: users
-SELECT user_id, id, amount_micro, left_micro, priority, kind,
+SELECT user_id, id, name, amount_micro, left_micro, priority, kind,
        (extract(epoch FROM effective_at) * 1000)::bigint AS effective_at_ms,
        (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at_ms,
        (extract(epoch FROM voided_at) * 1000)::bigint AS voided_at_ms,
