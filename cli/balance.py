@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cli.options import AsJson, UserId
+from cli.options import AsJson, UserId, user_of
 from cli.output import Output, printable, table
 from cli.session import open_session, run
-from quota.values import credits_of, instant_text, parse_user_id
+from quota.values import credits_of, instant_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +26,7 @@ EXAMPLES = (
 
 def command(user: UserId, *, as_json: AsJson = False) -> None:
     """Show a user's credits, grants in burn order, and every limit with what is left of it."""
-    run(_balance(Output(as_json=as_json), parse_user_id(user)))
+    run(_balance(Output(as_json=as_json), user_of(user)))
 
 
 async def _balance(output: Output, user: User) -> None:

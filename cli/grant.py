@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import AsJson, UserId
+from cli.options import AsJson, UserId, user_of
 from cli.output import Output, printable
 from cli.session import open_session, run
 from quota.burndown import KINDS
@@ -20,7 +20,6 @@ from quota.values import (
     parse_credits,
     parse_instant,
     parse_label,
-    parse_user_id,
 )
 from service.grants import add_grant
 from service.staleness import drop_stale_users
@@ -56,7 +55,7 @@ def command(
 ) -> None:
     """Give a user credits; the user is made, if there is none yet."""
     asked = {
-        "user": parse_user_id(user),
+        "user": user_of(user),
         "amount_micro": _amount(amount),
         "name": parse_label(name, field="id"),
         "kind": kind,

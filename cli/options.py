@@ -12,7 +12,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["AsJson", "Command", "UserId", "examples"]
+from quota.errors import InvalidValueError
+from quota.values import User, parse_user_id
+
+__all__ = ["AsJson", "Command", "UserId", "examples", "user_of"]
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, errors included.")
@@ -42,6 +45,14 @@ class Command(TyperCommand):
 def examples(*lines: str) -> str:
     """The closing section of a command's help."""
     return "Examples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def user_of(text: str) -> User:
+    """The user that an argument names; raises InvalidValueError under the argument's own name."""
+    try:
+        return parse_user_id(text)
+    except InvalidValueError as error:
+        raise InvalidValueError("user", text, error.expected) from None
 
 
 def _values_last(words: Iterable[str], switches: set[str]) -> list[str]:

@@ -64,15 +64,21 @@ def show(*, as_json: AsJson = False) -> None:
 def read_rules(path: Path) -> Rules:
     """The rules in *path*; raises InvalidValueError, which names the file or the entry."""
     try:
-        if path.is_file() and path.stat().st_size > _FILE_BYTES_MAX:
-            raise InvalidValueError("file", str(path), f"at most {_FILE_BYTES_MAX} bytes")
-        return read_tiers_file(path)
+        oversize = path.is_file() and path.stat().st_size > _FILE_BYTES_MAX
+        rules = None if oversize else read_tiers_file(path)
+    except InvalidValueError as error:
+        if error.field != str(path):
+            raise
+        raise InvalidValueError("file", str(path), f"TOML ({error.found})") from None
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
         expected = f"a file that can be read ({reason})"
         raise InvalidValueError("file", str(path), expected) from None
     except RecursionError:
         raise InvalidValueError("file", str(path), "tables nested less deeply") from None
+    if rules is None:
+        raise InvalidValueError("file", str(path), f"at most {_FILE_BYTES_MAX} bytes")
+    return rules
 
 
 async def _apply(output: Output, rules: Rules, *, dry_run: bool) -> None:

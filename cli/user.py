@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import AsJson, Command, UserId, examples
+from cli.options import AsJson, Command, UserId, examples, user_of
 from cli.output import Output, printable
 from cli.session import open_session, run
-from quota.errors import InvalidValueError
-from quota.period import parse_timezone
-from quota.values import instant_ms, instant_text, parse_instant, parse_user_id
+from quota.period import parse_cycle_months, parse_timezone
+from quota.values import instant_ms, instant_text, parse_instant
 from service.staleness import drop_stale_users
 from service.users import put_user
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from models import User as UserRow
 
 __all__ = ["app"]
-
-_CYCLE_MONTHS_MAX = 120  # as the table says
 
 app = typer.Typer(add_completion=False, no_args_is_help=False)
 
@@ -56,16 +53,13 @@ def set_user(
 
     A change of tier changes the limits at once; what was used in the running periods stays used.
     """
-    if cycle_months is not None and not 1 <= cycle_months <= _CYCLE_MONTHS_MAX:
-        expected = f"an integer from 1 to {_CYCLE_MONTHS_MAX}"
-        raise InvalidValueError("cycle_months", cycle_months, expected)
     changes = {
         "tier": tier,
         "timezone": None if timezone is None else parse_timezone(timezone),
         "anchor": None if anchor is None else parse_instant(anchor, field="anchor"),
-        "cycle_months": cycle_months,
+        "cycle_months": None if cycle_months is None else parse_cycle_months(cycle_months),
     }
-    run(_set_user(Output(as_json=as_json), parse_user_id(user), changes))
+    run(_set_user(Output(as_json=as_json), user_of(user), changes))
 
 
 async def _set_user(output: Output, user: Any, changes: dict[str, Any]) -> None:
