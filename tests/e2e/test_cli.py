@@ -1,0 +1,321 @@
+"""The commands as a user runs them: processes, on the servers of this session."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from quota.client import Quota
+
+ROOT = Path(__file__).parents[2]
+
+# Each command is a process that begins with the imports done: they take longer than all the rest.
+FORKER = """
+import json, os, sys
+import cli.balance, cli.grant, cli.main, cli.migrate, cli.tiers, cli.user
+for line in sys.stdin:
+    ask = json.loads(line)
+    if not (child := os.fork()):
+        for name, number in (("out", 1), ("err", 2)):
+            path = os.path.join(sys.argv[1], name)
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+        os.environ.update(ask["environment"])
+        sys.argv = ["allotment", *ask["words"]]
+        cli.main.main()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+TIERS = """
+default_tier = "free"
+[features.image]
+price = "1.5"
+[tiers.free.limits]
+image = { max = 10, per = "day" }
+tokens = [ { max = 100, per = "month" }, { max = 50, per = "month", mode = "soft" } ]
+[tiers.pro.limits]
+image = { max = 1000, per = "day" }
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """The one object on stdout; anything beside it is an error."""
+        assert self.out.count("\n") == 1, self
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """What the command refused, and why."""
+        assert self.code == 2, self
+        assert "Traceback" not in self.err
+        error: dict[str, Any] = self.answer["error"]
+        return error
+
+
+Allotment = Callable[..., Ran]
+
+
+class Shell:
+    """Runs commands, each in a process of its own."""
+
+    def __init__(self, forker: subprocess.Popen[str], directory: Path) -> None:
+        self._forker = forker
+        self._directory = directory
+
+    def run(self, *words: str | bytes, **environment: str) -> Ran:
+        """Run `allotment` with *words*, and wait for its end."""
+        assert self._forker.stdin is not None
+        assert self._forker.stdout is not None
+        ask = {"words": [os.fsdecode(word) for word in words], "environment": environment}
+        print(json.dumps(ask), file=self._forker.stdin, flush=True)
+        code = int(self._forker.stdout.readline())
+        out, err = (self._directory / name for name in ("out", "err"))
+        return Ran(code, out.read_text(), err.read_text())
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    directory = tmp_path_factory.mktemp("shell")
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKER, str(directory)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as forker:
+        yield Shell(forker, directory)
+        assert forker.stdin is not None
+        forker.stdin.close()
+
+
+@pytest.fixture
+async def prefix(redis_url: str) -> AsyncIterator[str]:
+    """The key space of one test."""
+    name = f"test-cli-{uuid4().hex[:12]}"
+    yield name
+    async with Redis.from_url(redis_url) as redis:
+        async for key in redis.scan_iter(f"{name}:*", count=1000):
+            await redis.unlink(key)
+
+
+@pytest.fixture
+def allotment(shell: Shell, database_url: str, redis_url: str, prefix: str) -> Allotment:
+    """Runs a command on a migrated database and a key space of its own."""
+
+    def call(*words: str | bytes, **environment: str) -> Ran:
+        servers = {"DATABASE_URL": database_url, "REDIS_URL": redis_url, "KEY_PREFIX": prefix}
+        return shell.run(*words, **(servers | environment))
+
+    return call
+
+
+@pytest.fixture
+def tiers_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiers.toml"
+    path.write_text(TIERS)
+    return path
+
+
+@pytest.fixture
+def with_tiers(allotment: Allotment, tiers_file: Path) -> Allotment:
+    """The same, with tiers in force."""
+    assert allotment("tiers", "apply", str(tiers_file)).code == 0
+    return allotment
+
+
+async def test_migrate_is_safe_to_repeat(shell, copy_of, redis_url):
+    async with copy_of("template1") as url:
+        first = shell.run("migrate", "--json", DATABASE_URL=url, REDIS_URL=redis_url)
+        again = shell.run("migrate", "--json", DATABASE_URL=url, REDIS_URL=redis_url)
+        shown = shell.run("migrate", DATABASE_URL=url, REDIS_URL=redis_url)
+
+    assert first.answer["from"] is None
+    assert first.answer["to"]
+    assert len(first.answer["partitions"]) >= 4
+    assert again.answer == {"from": first.answer["to"], "to": first.answer["to"], "partitions": []}
+    assert "already current" in shown.out
+
+
+async def test_a_database_without_the_schema_is_told_apart(shell, copy_of, redis_url):
+    async with copy_of("template1") as url:
+        ran = shell.run("balance", "u", "--json", DATABASE_URL=url, REDIS_URL=redis_url)
+
+    assert ran.error["code"] == "schema_outdated"
+    assert "allotment migrate" in ran.error["message"]
+
+
+@pytest.mark.parametrize("words", [["balance", "u"], ["grant", "u", "5"], ["user", "set", "u"]])
+def test_without_tiers_a_command_says_how_to_get_them(allotment, words):
+    error = allotment(*words, "--json").error
+
+    assert error["code"] == "no_tiers"
+    assert "allotment tiers apply" in error["message"]
+
+
+def test_a_dry_run_shows_the_changes_and_makes_none(allotment, tiers_file):
+    dry = allotment("tiers", "apply", str(tiers_file), "--dry-run", "--json").answer
+
+    assert dry["version"] == 0
+    assert {"path": "features.image.price", "before": None, "after": "1.5"} in dry["changes"]
+    assert allotment("tiers", "show", "--json").error["code"] == "no_tiers"
+
+
+def test_tiers_are_applied_once_and_shown(allotment, tiers_file):
+    first = allotment("tiers", "apply", str(tiers_file), "--json").answer
+    again = allotment("tiers", "apply", str(tiers_file), "--json").answer
+    tiers_file.write_text(TIERS.replace("max = 10,", "max = 11,"))
+    changed = allotment("tiers", "apply", str(tiers_file), "--json").answer
+    shown = allotment("tiers", "show", "--json").answer
+
+    assert (first["version"], again["version"], changed["version"]) == (1, 1, 2)
+    assert again["changes"] == []
+    assert changed["changes"] == [
+        {"path": "tiers.free.limits.image/day", "before": "10", "after": "11"}
+    ]
+    assert (shown["version"], shown["default_tier"]) == (2, "free")
+    assert shown["tiers"]["free"]["limits"]["image"] == [{"max": 11, "per": "day", "mode": "hard"}]
+
+
+def test_a_tier_with_users_stays_in_a_dry_run_too(with_tiers, tiers_file):
+    with_tiers("user", "set", "u", "--tier", "pro")
+    tiers_file.write_text(TIERS.partition("[tiers.pro")[0])
+
+    dry = with_tiers("tiers", "apply", str(tiers_file), "--dry-run", "--json").error
+    real = with_tiers("tiers", "apply", str(tiers_file), "--json").error
+
+    assert dry["field"] == real["field"] == "tiers.pro"
+    assert dry["message"] == real["message"]
+
+
+def test_a_grant_with_a_name_is_given_once(with_tiers):
+    words = ["grant", "user-1", "12.5", "--id", "order-1", "--kind", "purchased", "--json"]
+
+    first, again = with_tiers(*words).answer, with_tiers(*words).answer
+    other = with_tiers("grant", "user-1", "13", "--id", "order-1", "--json").error
+    balance = with_tiers("balance", "user-1", "--json").answer
+
+    assert (first["repeated"], again["repeated"]) == (False, True)
+    assert {**first, "repeated": True} == again
+    assert other["field"] == "id"
+    assert balance["credits"] == "12.5"
+    assert balance["grants"] == {"order-1": "12.5"}
+
+
+def test_grants_are_shown_in_the_order_in_which_they_burn(with_tiers):
+    with_tiers("grant", "u", "1", "--id", "bought", "--kind", "purchased")
+    with_tiers("grant", "u", "2", "--id", "late", "--expires-at", "2199-01-01T00:00:00Z")
+    with_tiers("grant", "u", "3", "--id", "soon", "--expires-at", "2198-01-01T00:00:00Z")
+    with_tiers("grant", "u", "4", "--id", "first", "--priority", "0")
+
+    answer = with_tiers("balance", "u", "--json").answer
+    shown = with_tiers("balance", "u").out
+
+    assert list(answer["grants"]) == ["first", "soon", "late", "bought"]
+    assert answer["credits"] == "10"
+    assert shown.index("first") < shown.index("soon") < shown.index("late") < shown.index("bought")
+
+
+async def test_a_balance_shows_what_was_used_and_when_it_is_there_again(
+    with_tiers, redis_url, prefix
+):
+    with_tiers("grant", "u", "20")
+    with_tiers("balance", "u")  # brings the user into Redis, where no worker runs to do it
+    async with Quota.from_url(redis_url, prefix=prefix) as quota:
+        assert await quota.consume("u", "image", 4)
+
+    ran = with_tiers("balance", "u", "--json").answer
+    shown = with_tiers("balance", "u").out
+
+    limit = ran["limits"]["image/day"]
+    assert (limit["used"], limit["max"], limit["remaining"]) == (4, 10, 6)
+    assert limit["resets_at"].endswith("T00:00:00Z")
+    assert ran["credits"] == "14"
+    assert limit["resets_at"] in shown
+
+
+def test_looking_at_a_user_makes_none(with_tiers):
+    error = with_tiers("balance", "nobody", "--json").error
+    again = with_tiers("balance", "nobody").err
+
+    assert (error["code"], error["field"]) == ("unknown_user", "user")
+    assert again.startswith("error: no user 'nobody'")
+
+
+def test_a_user_is_made_and_changed_field_by_field(with_tiers):
+    made = with_tiers("user", "set", "u", "--timezone", "Europe/Berlin", "--json").answer
+    moved = with_tiers("user", "set", "u", "--tier", "pro", "--cycle-months", "12", "--json").answer
+    balance = with_tiers("balance", "u", "--json").answer
+
+    assert (made["tier"], made["timezone"], made["cycle_months"]) == ("free", "Europe/Berlin", 1)
+    assert moved == {**made, "tier": "pro", "cycle_months": 12}
+    assert balance["limits"]["image/day"]["max"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["user", "set", "u", "--tier", "gold"], "tier"),
+        (["user", "set", "u", "--tier", ""], "tier"),
+        (["grant", "u", "5", "--kind", "stolen"], "kind"),
+        (["grant", "u", "5", "--priority", "-1"], "priority"),
+        (["grant", "u", "5", "--priority", "9007199254740992"], "priority"),
+        (["grant", "u", "5", "--expires-at", "2001-01-01T00:00:00Z"], "expires_at"),
+        (["grant", b"\xff\xfe", "5"], "user"),
+        (["balance", "u", "--server", "x"], "--server"),
+    ],
+)
+def test_what_only_the_rules_can_refuse_is_refused_with_its_field_named(with_tiers, words, field):
+    assert with_tiers(*words, "--json").error["field"] == field
+    assert "no user" in with_tiers("balance", "u").err  # nothing was done by half
+
+
+def test_text_that_a_terminal_would_obey_is_shown_as_text(with_tiers):
+    with_tiers("grant", "[red]u[/]", "5", "--id", ":smile:\x1b[2J")
+
+    shown = with_tiers("balance", "[red]u[/]").out
+
+    assert "[red]u[/]" in shown
+    assert ":smile:\\x1b[2J" in shown
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"DATABASE_URL": "postgresql://me:hunter2@127.0.0.1:1/x"},
+        {"REDIS_URL": "redis://:hunter2@127.0.0.1:1"},
+    ],
+)
+def test_a_server_that_does_not_answer_is_named_in_one_line(allotment, named):
+    ran = allotment("balance", "u", **named)
+
+    (name,) = named
+    assert ran.code == 2
+    assert ran.out == ""
+    assert ran.err.count("\n") == 1
+    assert name in ran.err
+    assert "hunter2" not in ran.err
+
+
+def test_another_number_of_shards_is_refused(with_tiers):
+    error = with_tiers("balance", "u", "--json", SHARDS="7").error
+
+    assert (error["code"], error["field"]) == ("invalid_setting", "SHARDS")
