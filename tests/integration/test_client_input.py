@@ -251,6 +251,20 @@ async def test_the_largest_values_are_taken(deps: Deps):
     assert await deps.drain.run(seconds_max=30) == 1
 
 
+@pytest.mark.parametrize(
+    "key", ["ffffffff-ffff-7fff-bfff-ffffffffffff", "00000000-0000-7000-8000-000000000000"]
+)
+async def test_a_key_that_carries_a_time_nobody_lives_in_is_a_key(deps: Deps, key: str):
+    first = await deps.quota.consume("user-1", "event", key=key)
+    again = await deps.quota.consume("user-1", "event", key=key)
+
+    assert (first.replayed, again.replayed, again.used) == (False, True, 1)
+    assert await deps.drain.run(seconds_max=30) == 1
+    async with deps.database.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM quarantined_records") == 0
+        assert str(await connection.fetchval("SELECT id FROM usage_logs")) == key
+
+
 @pytest.fixture
 async def strict(deps: Deps, settings: Settings) -> AsyncIterator[Quota]:
     """A client of an installation where users are not made on first use."""
