@@ -106,7 +106,11 @@ async def _write_sound_lines(
         middle = min(heads, key=lambda number: abs(number - len(lines) // 2))
     first = await _write_sound_lines(connection, lines[:middle], default_tier=default_tier)
     second = await _write_sound_lines(connection, lines[middle:], default_tier=default_tier)
-    return Written(*(one + other for one, other in zip(first, second, strict=True)))
+    return Written(
+        first.repeats + second.repeats,
+        first.stale_users + second.stale_users,
+        [*first.poison, *second.poison],
+    )
 
 
 def _poison(one: Any, error: Exception) -> Unreadable:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quota.burndown import Grant
     from service.usage_log import Line
 
-__all__ = ["COLUMNS", "KEY_SKEW_MS", "Batch", "Keyed", "Member", "fold", "keyed"]
+__all__ = ["COLUMNS", "ENTRY_COLUMNS", "KEY_SKEW_MS", "PERIODS", "Batch", "Keyed", "Member", "fold", "keyed"]
 
 # A key made by our client carries its time; it is looked for so far around it (a clock may be off by as much).
 KEY_SKEW_MS = 24 * 3600 * 1000
@@ -46,6 +46,8 @@ COLUMNS = (
     "product_version",
     "session_id",
 )
+# Of credit_entries: who paid for what; no grant means overage.
+ENTRY_COLUMNS = ("user_id", "grant_id", "usage_id", "kind", "amount_micro", "created_at")
 _CALENDARS_MAX = 100_000  # users' calendars kept with the windows that ran last; cleared when full
 
 

@@ -1,13 +1,22 @@
 -- add_counters: add to the running periods of each user and feature.
--- $1 uuid[] users   $2 text[] features   then per period its start, timestamptz[], and units, bigint[]:
--- $3 $4 hour   $5 $6 day   $7 $8 week   $9 $10 month   $11 $12 year   $13 $14 cycle   $15 bigint[] units of the lifetime
+-- $1 uuid[] users   $2 text[] features   $3 bigint[] units   $4 int[] calendars: places, from 1, in $11 to $16
+-- units of those that fall into the period that runs at the end, null where that is all of them, bigint[]:
+-- $5 hour   $6 day   $7 week   $8 month   $9 year   $10 cycle
+-- starts of the periods that run, of each calendar, timestamptz[]:
+-- $11 hour   $12 day   $13 week   $14 month   $15 year   $16 cycle
 -- Same period: add.  A later one: start over.  An earlier one: it is past, and not counted here any more.
 INSERT INTO usage_counters AS c (user_id, feature, hour_start, hour_used, day_start, day_used, week_start, week_used,
                                  month_start, month_used, year_start, year_used, cycle_start, cycle_used, lifetime_used)
-SELECT *
-FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::bigint[], $5::timestamptz[], $6::bigint[],
-            $7::timestamptz[], $8::bigint[], $9::timestamptz[], $10::bigint[], $11::timestamptz[], $12::bigint[],
-            $13::timestamptz[], $14::bigint[], $15::bigint[])
+SELECT u.user_id, u.feature,
+       s.hour, coalesce(u.hour, u.units), s.day, coalesce(u.day, u.units), s.week, coalesce(u.week, u.units),
+       s.month, coalesce(u.month, u.units), s.year, coalesce(u.year, u.units), s.cycle, coalesce(u.cycle, u.units),
+       u.units
+FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::int[], $5::bigint[], $6::bigint[], $7::bigint[],
+            $8::bigint[], $9::bigint[], $10::bigint[])
+     AS u(user_id, feature, units, calendar, hour, day, week, month, year, cycle)
+JOIN unnest($11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::timestamptz[],
+            $16::timestamptz[])
+     WITH ORDINALITY AS s(hour, day, week, month, year, cycle, calendar) USING (calendar)
 ORDER BY 1, 2
 ON CONFLICT (user_id, feature) DO UPDATE
 SET hour_used = CASE WHEN excluded.hour_start > c.hour_start THEN excluded.hour_used
