@@ -34,7 +34,7 @@ _INTERRUPTED, _TERMINATED = 130, 143  # as a shell says it: 128 and the signal
 def command(
     records: Annotated[
         int, typer.Option(min=1, max=_RECORDS_MAX, help="Calls of the day.")
-    ] = 60_000,
+    ] = 40_000,
     users: Annotated[int, typer.Option(min=1, max=_USERS_MAX, help="Users of the day.")] = 2_000,
     seed: Annotated[
         int, typer.Option(min=0, max=_SEED_MAX, help="The same seed makes the same day.")

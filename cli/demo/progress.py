@@ -1,4 +1,4 @@
-"""What is seen while the day runs: a bar with live rates, or without a terminal a line each tenth."""
+"""What is seen while the day runs: a bar with live rates, or else a line each tenth."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _table(heading: str, rows: Iterable[tuple[str, Use]]) -> Table:
             total[place] += number
         outcomes.setdefault(name, Counter()).update(one.outcomes)
     # Narrow enough for 80 columns: a number that is cut says nothing.
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column(f"\n{heading}", no_wrap=True)
     for column in ("\nadmitted", *_COLUMNS.values(), "credits\nburnt"):
         table.add_column(column, justify="right", no_wrap=True)

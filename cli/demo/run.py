@@ -166,7 +166,8 @@ async def _all_applied(stage: Stage) -> None:
         elif time.monotonic() - since > _STUCK_S:
             raise DemoError(
                 f"{lines[0]} lines were admitted, {lines[1]} applied, "
-                f"and nothing more for {_STUCK_S:.0f} s. The worker's last words: {stage.worker.last_words}"
+                f"and nothing more for {_STUCK_S:.0f} s. "
+                f"The worker's last words: {stage.worker.last_words}"
             )
         await asyncio.sleep(_LOOK_S)
 

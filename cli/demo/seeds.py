@@ -11,6 +11,7 @@ from arq.connections import RedisSettings
 
 from cli.demo.day import CONSUME, RECORD
 from quota.values import MICRO, parse_user_id
+from service.database import statement
 from service.grants import add_grant
 from service.jobs import RECORD_USAGE
 from service.staleness import drop_stale_users
@@ -121,12 +122,11 @@ async def _enqueue(settings: Settings) -> None:
 
 async def differences(connection: asyncpg.Connection[Any]) -> list[str]:
     """Where PostgreSQL shows another record than its document, one line each."""
-    used = "SELECT usage_count, last_used, metadata FROM feature_usage WHERE user_id = $1 AND feature_name = $2"
+    used, logged = statement("cli.demo", "feature_used"), statement("cli.demo", "record_logged")
     row = await connection.fetchrow(used, parse_user_id(USER_000).id, "calendar_follow_event")
     lines = _different(
         "000", row, {"usage_count": 4, "last_used": USED_000[-1], "metadata": EVENT_000}
     )
-    logged = "SELECT *, (credits_consumed * 1000000)::bigint AS micro FROM usage_logs WHERE user_id = $1 AND action = $2"
     row = await connection.fetchrow(logged, parse_user_id(USER_001).id, "feature_recommendations")
     lines += _different("001", row, _columns(EVENT_001))
     for feature, units in USED_002.items():

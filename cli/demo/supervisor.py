@@ -134,7 +134,7 @@ class Supervisor:
 async def supervised(
     settings: Settings, *, tell: Callable[[str], object]
 ) -> AsyncIterator[Supervisor]:
-    """A worker that is ready, for as long as the block; the block is left when it cannot be kept."""
+    """A worker that is ready, as long as the block, which is left when it cannot be kept."""
     supervisor = Supervisor(settings, tell=tell)
     block = asyncio.current_task()
     assert block is not None
