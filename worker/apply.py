@@ -19,7 +19,7 @@ from quota.values import instant_of, parse_user_id
 from service.database import statement
 from service.grants import stored_grant
 from service.usage_log import Entries, Unreadable
-from worker.batch import COLUMNS, KEY_SKEW_MS, Batch, Keyed, Member, fold, keyed
+from worker.batch import COLUMNS, ENTRY_COLUMNS, KEY_SKEW_MS, PERIODS, Batch, Keyed, Member, fold, keyed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -225,10 +225,15 @@ async def _write_usage(connection: asyncpg.Connection[Any], batch: Batch) -> Non
         [row[1] for row in rows],
         [row[2] for row in rows],
     )
-    periods: list[Any] = []
-    for place in range(6):
-        periods += [[row[3][place] for row in rows], [row[4][place] for row in rows]]
-    await connection.execute(statement("worker", "add_counters"), users, features, *periods, units)
+    calendars: dict[Any, int] = {}
+    places = [calendars.setdefault(row[3], len(calendars) + 1) for row in rows]
+    # Seldom a period ends in the middle of a run; else each count is the units, which are sent once.
+    whole = all(row[4] == [row[0]] * len(PERIODS) for row in rows)
+    parts = [None if whole else [row[4][place] for row in rows] for place in range(len(PERIODS))]
+    starts = _columns(list(calendars))
+    await connection.execute(
+        statement("worker", "add_counters"), users, features, units, places, *parts, *starts
+    )
     if batch.windows:
         rows_of_windows = [
             (*key, instant_of(end_ms), amount) for key, (end_ms, amount) in batch.windows.items()
@@ -238,7 +243,9 @@ async def _write_usage(connection: asyncpg.Connection[Any], batch: Batch) -> Non
 
 async def _write_credits(connection: asyncpg.Connection[Any], batch: Batch) -> None:
     if batch.entries:
-        await connection.execute(statement("worker", "add_entries"), *_columns(batch.entries))
+        await connection.copy_records_to_table(
+            "credit_entries", records=batch.entries, columns=ENTRY_COLUMNS
+        )
     if batch.grants_left:
         await connection.execute(statement("worker", "set_grants_left"), *_columns(batch.grants_left))
     if batch.overages:
