@@ -60,7 +60,7 @@ async def _checked(name: str, check: Coroutine[Any, Any, None]) -> tuple[str, st
             await check
     except MigrationError as error:
         return name, str(error)
-    except Exception as error:  # noqa: BLE001  whatever it is, the answer is that it is not ready
+    except Exception as error:
         _log.warning("health.not_ready", part=name, error=str(error), kind=type(error).__name__)
         return name, "no answer in time" if isinstance(error, TimeoutError) else "cannot be used"
     return name, "ok"

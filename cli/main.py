@@ -119,7 +119,7 @@ def run(words: list[str]) -> int:
         ended = command.main(args=words, prog_name="allotment", standalone_mode=False)
     except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
         return _EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001  the edge of the process: told, never lost
+    except Exception as error:
         return _told(error, Output(as_json=_wants_json(words)))
     return ended if isinstance(ended, int) else 0
 

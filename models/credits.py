@@ -50,7 +50,7 @@ class CreditGrant(SQLModel, table=True):
     effective_at: dt.datetime = Field(sa_column=instant())
     expires_at: dt.datetime | None = Field(default=None, sa_column=instant(nullable=True))
     voided_at: dt.datetime | None = Field(default=None, sa_column=instant(nullable=True))
-    created_at: dt.datetime = Field(sa_column=instant(default_now=True))
+    created_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
 
 
 class CreditEntry(SQLModel, table=True):

@@ -27,7 +27,7 @@ class TierVersion(SQLModel, table=True):
     allowance_micro: int | None = Field(default=None, sa_column=bigint(nullable=True))
     allowance_every: str | None = Field(default=None, sa_column=label())
     thresholds: list[int] = Field(sa_column=Column(ARRAY(SmallInteger), nullable=False))
-    applied_at: dt.datetime = Field(sa_column=instant(default_now=True))
+    applied_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
 
 
 class TierLimit(SQLModel, table=True):

@@ -6,9 +6,9 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
-    ForeignKey,
     BigInteger,
     Column,
+    ForeignKey,
     Identity,
     Index,
     Integer,

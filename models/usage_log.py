@@ -46,7 +46,7 @@ class QuarantinedRecord(SQLModel, table=True):
     place: str = Field(sa_column=label(nullable=False))
     raw: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     reason: str = Field(sa_column=label(nullable=False))
-    created_at: dt.datetime = Field(sa_column=instant(default_now=True))
+    created_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
     retries: int = Field(
         default=0, sa_column=Column(Integer, nullable=False, server_default=text("0"))
     )
@@ -62,4 +62,6 @@ class StaleUser(SQLModel, table=True):
     __tablename__ = "stale_users"
 
     user_id: uuid.UUID = Field(sa_column=user_id())
-    change: int = Field(sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    change: int = Field(
+        default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True)
+    )

@@ -31,10 +31,10 @@ class User(SQLModel, table=True):
     role: str = Field(default="user", sa_column=label(nullable=False, default="user"))
     tier: str = Field(sa_column=label(nullable=False))
     timezone: str = Field(default="UTC", sa_column=label(nullable=False, default="UTC"))
-    anchor: dt.datetime = Field(sa_column=instant(default_now=True))
+    anchor: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
     cycle_months: int = Field(
         default=1, sa_column=Column(SmallInteger, nullable=False, server_default=text("1"))
     )
     status: str = Field(default="active", sa_column=label(nullable=False, default="active"))
     overage_micro: int = Field(default=0, sa_column=bigint(default=0))
-    created_at: dt.datetime = Field(sa_column=instant(default_now=True))
+    created_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))

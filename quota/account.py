@@ -42,7 +42,11 @@ class Account:
         """Let the grants that became active up to *at_ms* pay the overage; return who paid."""
         payments: list[tuple[UUID, int]] = []
         if self.overage:
-            steps = {grant.effective_at_ms for grant in self._grants if self._at_ms < grant.effective_at_ms < at_ms}
+            steps = {
+                grant.effective_at_ms
+                for grant in self._grants
+                if self._at_ms < grant.effective_at_ms < at_ms
+            }
             for step_ms in sorted(steps | {at_ms}):
                 paid, self.overage = self._pay(self.overage, step_ms)
                 payments += paid
@@ -53,7 +57,10 @@ class Account:
 
     def net(self, *, at_ms: int) -> int:
         """Micro-credits that can be spent at *at_ms*, less overage; negative while there is overage."""
-        return sum(self._left[grant.id] for grant in self._grants if grant.active(at_ms)) - self.overage
+        return (
+            sum(self._left[grant.id] for grant in self._grants if grant.active(at_ms))
+            - self.overage
+        )
 
     def valid_until_ms(self, *, at_ms: int) -> int | None:
         """The next instant at which `net` may change by itself, if any."""
@@ -66,7 +73,9 @@ class Account:
     def grants(self) -> list[Grant]:
         """The grants in burn order, with what is left of each now."""
         return [
-            grant if grant.left == self._left[grant.id] else replace(grant, left=self._left[grant.id])
+            grant
+            if grant.left == self._left[grant.id]
+            else replace(grant, left=self._left[grant.id])
             for grant in self._grants
         ]
 

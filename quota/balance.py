@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from quota.decision import LimitState, remaining_of
+from quota.decision import HARD, LimitState, remaining_of
 from quota.period import window_at
 from quota.rules import ANY_FEATURE
 from quota.standing import Profile, read_counters
@@ -50,14 +50,19 @@ class Balance:
             "tier": self.tier,
             "credits": format(self.credits, "f"),
             "overage": format(self.overage, "f"),
-            "grants": {grant.name or str(grant.id): format(credits_of(grant.left), "f") for grant in self.grants},
+            "grants": {
+                grant.name or str(grant.id): format(credits_of(grant.left), "f")
+                for grant in self.grants
+            },
             "limits": {
                 name: {
                     "used": state.used,
                     "max": state.limit,
                     "mode": state.mode,
                     "remaining": state.remaining,
-                    "resets_at": None if state.resets_at_ms is None else instant_text(state.resets_at_ms),
+                    "resets_at": None
+                    if state.resets_at_ms is None
+                    else instant_text(state.resets_at_ms),
                 }
                 for name, state in self.limits.items()
             },
@@ -82,10 +87,19 @@ def _limit_states(
     used = {name[2:].decode(): line for name, line in fields.items() if name.startswith(b"f:")}
     named = rules.tiers[tier].limits if tier in rules.tiers else {}
     states = {}
-    for feature in [*(name for name in named if name != ANY_FEATURE), *(name for name in used if name not in named)]:
-        counters = {per: (end_ms, units) for per, end_ms, units in read_counters(used.get(feature, b"|"))}
+    for feature in [
+        *(name for name in named if name != ANY_FEATURE),
+        *(name for name in used if name not in named),
+    ]:
+        counters = {
+            per: (end_ms, units) for per, end_ms, units in read_counters(used.get(feature, b"|"))
+        }
         for limit in rules.tiers[tier].limits_of(feature) or () if tier in rules.tiers else ():
-            states[f"{feature}/{limit.per}"] = _limit_state(limit, counters, calendar=calendar, at_ms=at_ms)
+            name = f"{feature}/{limit.per}"
+            if (
+                limit.mode == HARD or name not in states
+            ):  # of two on one period, the one that denies
+                states[name] = _limit_state(limit, counters, calendar=calendar, at_ms=at_ms)
     return states
 
 
@@ -97,4 +111,6 @@ def _limit_state(
         used = 0  # the period that was counted is over
         windowed = limit.per.startswith("window:")  # and this one opens at its first use
         end_ms = 0 if windowed else window_at(limit.per, at_ms, calendar).end_ms or 0
-    return LimitState(limit.per, limit.mode, used, limit.max, remaining_of(limit.max, used=used), end_ms or None)
+    return LimitState(
+        limit.per, limit.mode, used, limit.max, remaining_of(limit.max, used=used), end_ms or None
+    )

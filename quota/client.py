@@ -96,7 +96,13 @@ class Quota:
             await self._redis.aclose()
 
     async def consume(
-        self, user_id: object, feature: object, amount: object = 1, *, now: datetime | None = None, **payload: Any
+        self,
+        user_id: object,
+        feature: object,
+        amount: object = 1,
+        *,
+        now: datetime | None = None,
+        **payload: Any,
     ) -> Decision:
         """Take *amount* units, or say what stopped it; safe to repeat with the same *key*.
 
@@ -111,7 +117,13 @@ class Quota:
         return await self._decision(CONSUME, record, now_ms)
 
     async def check(
-        self, user_id: object, feature: object, amount: object = 1, *, now: datetime | None = None, **payload: Any
+        self,
+        user_id: object,
+        feature: object,
+        amount: object = 1,
+        *,
+        now: datetime | None = None,
+        **payload: Any,
     ) -> Decision:
         """What `consume` would answer, with the standing as it is; nothing is counted."""
         now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
@@ -124,7 +136,8 @@ class Quota:
 
         The answers are in the order of the calls. A call that was refused outright has its error
         in its place, told by its type or by `code`, which both have; its neighbours are decided
-        all the same.
+        all the same. Calls for one user are decided in their order once the user is in Redis; those
+        that find a user cold wait for the load, and may be overtaken.
         """
         now_ms = _now_ms(now)
         answers: list[Decision | QuotaError | asyncio.Task[Decision]] = []
@@ -137,20 +150,32 @@ class Quota:
             except InvalidValueError as error:
                 answers[place] = error
             except TypeError as error:
-                answers[place] = InvalidValueError("call", call, f"the arguments of consume ({error})")
+                answers[place] = InvalidValueError(
+                    "call", call, f"the arguments of consume ({error})"
+                )
             else:
                 ask = Ask(CONSUME, [record])
-                asked.append((place, record, ask, self._gate_of(record.user).enqueue(ask, now_ms=now_ms)))
+                asked.append(
+                    (place, record, ask, self._gate_of(record.user).enqueue(ask, now_ms=now_ms))
+                )
         outcomes = await asyncio.gather(*(future for *_, future in asked), return_exceptions=True)
         again: list[tuple[int, UsageRecord, Ask, Answer | NotReadyError | None]] = []
         for (place, record, ask, _), outcome in zip(asked, outcomes, strict=True):
             if not isinstance(outcome, BaseException) and isinstance(outcome[1][0], bytes):
                 answers[place] = decision_of(outcome[1][0], record, outcome[0])
             else:
-                again.append((place, record, ask, outcome if isinstance(outcome, (NotReadyError, tuple)) else None))
+                again.append(
+                    (
+                        place,
+                        record,
+                        ask,
+                        outcome if isinstance(outcome, (NotReadyError, tuple)) else None,
+                    )
+                )
         # All at once: users that have to be loaded share a request, and a user's calls one load.
         decided = await asyncio.gather(
-            *(self._decide(ask, record, now_ms, first) for _, record, ask, first in again), return_exceptions=True
+            *(self._decide(ask, record, now_ms, first) for _, record, ask, first in again),
+            return_exceptions=True,
         )
         for (place, *_), answer in zip(again, decided, strict=True):
             if isinstance(answer, BaseException) and not isinstance(answer, QuotaError):
@@ -184,9 +209,14 @@ class Quota:
             at_ms, replies = await self._answer(ask, records[0].user, now_ms)
         except RedisError as error:
             raise QuotaUnavailableError(str(error)) from error
-        lines = [decision_of(reply, record, at_ms) for reply, record in zip(replies, records, strict=True)]
+        lines = [
+            decision_of(reply, record, at_ms)
+            for reply, record in zip(replies, records, strict=True)
+        ]
         if not lines[0]:
-            raise InvalidValueError("amount", lines[0].amount, f"an amount that keeps the count below {AMOUNT_MAX}")
+            raise InvalidValueError(
+                "amount", lines[0].amount, f"an amount that keeps the count below {AMOUNT_MAX}"
+            )
         return Receipt(len(lines), lines[0].replayed, records[0].key, tuple(lines))
 
     async def balance(self, user_id: object, *, now: datetime | None = None) -> Balance:
@@ -216,7 +246,11 @@ class Quota:
         return await self._decide(Ask(verb, [record]), record, now_ms)
 
     async def _decide(
-        self, ask: Ask, record: UsageRecord, now_ms: int, first: Answer | NotReadyError | None = None
+        self,
+        ask: Ask,
+        record: UsageRecord,
+        now_ms: int,
+        first: Answer | NotReadyError | None = None,
     ) -> Decision:
         try:
             at_ms, replies = await self._answer(ask, record.user, now_ms, first)
@@ -243,11 +277,17 @@ class Quota:
                 at_ms, replies = outcome
                 if isinstance(replies[0], bytes):
                     return at_ms, replies  # type: ignore[return-value]
-                await self._clear(replies[0], ask, user, now_ms=now_ms, at_ms=at_ms, attempt=attempt)
+                await self._clear(
+                    replies[0], ask, user, now_ms=now_ms, at_ms=at_ms, attempt=attempt
+                )
             outcome = None
-        raise QuotaUnavailableError(f"no decision after {_TRIES_MAX} tries: the user keeps being reloaded")
+        raise QuotaUnavailableError(
+            f"no decision after {_TRIES_MAX} tries: the user keeps being reloaded"
+        )
 
-    async def _clear(self, outcome: object, ask: Ask, user: User, *, now_ms: int, at_ms: int, attempt: int) -> None:
+    async def _clear(
+        self, outcome: object, ask: Ask, user: User, *, now_ms: int, at_ms: int, attempt: int
+    ) -> None:
         """Do away with the outcome that kept the script from deciding."""
         if outcome == MISSING:
             if attempt > 1:
@@ -262,9 +302,14 @@ class Quota:
             rules = self._gate_of(user).rules
             for record in ask.records:  # finds and names the amount that no price can be paid for
                 rules.cost_spec(
-                    record.feature, amount=record.amount, format=record.format, quality=record.quality
+                    record.feature,
+                    amount=record.amount,
+                    format=record.format,
+                    quality=record.quality,
                 )
-            raise QuotaUnavailableError("the stored state of this user is not valid; `allotment reconcile` loads it again")
+            raise QuotaUnavailableError(
+                "the stored state of this user is not valid; `allotment reconcile` loads it again"
+            )
 
     async def _roll(self, user: User, at_ms: int) -> None:
         """Put the user into the windows and credits of *at_ms*; one of many at once succeeds."""
@@ -272,7 +317,9 @@ class Quota:
         caller = ScriptCaller(self._redis, timeout_s=self._timeout_s)
         names = [keys.user_of(user.id.hex), keys.grants_of(user.id.hex)]
         try:
-            _, _, profile_text, *texts = await caller.call(script("read"), [keys.meta, *names], [at_ms])
+            _, _, profile_text, *texts = await caller.call(
+                script("read"), [keys.meta, *names], [at_ms]
+            )
             stored = dict(zip(texts[::2], texts[1::2], strict=True))
             if not profile_text or b"h" not in stored:
                 return  # it left Redis meanwhile: the next try loads it
@@ -281,9 +328,19 @@ class Quota:
             account = profile.account(int(stored[b"c"]))
             account.repay(at_ms=at_ms)
             rolled = Profile.of(profile.calendar, account, at_ms=at_ms)
-            head = head_text(epoch=int(epoch), valid_until_ms=account.valid_until_ms(at_ms=at_ms), tier=tier)
+            head = head_text(
+                epoch=int(epoch), valid_until_ms=account.valid_until_ms(at_ms=at_ms), tier=tier
+            )
             windows = windows_text(profile.calendar, at_ms)
-            arguments = [stored[b"h"], stored[b"c"], head, rolled.net, windows, rolled.dump(), USER_TTL_MS]
+            arguments = [
+                stored[b"h"],
+                stored[b"c"],
+                head,
+                rolled.net,
+                windows,
+                rolled.dump(),
+                USER_TTL_MS,
+            ]
             await caller.call(script("roll"), names, arguments)
         finally:
             await caller.close()
@@ -299,7 +356,11 @@ class Quota:
                 epoch, texts = reply[1], reply[3:]
                 if not epoch:
                     await self._mend(keys, NotReadyError("epoch"))
-                elif b"h" in texts[::2] and texts[texts.index(b"h") + 1].startswith(epoch + b",") and reply[2]:
+                elif (
+                    b"h" in texts[::2]
+                    and texts[texts.index(b"h") + 1].startswith(epoch + b",")
+                    and reply[2]
+                ):
                     return reply, reply[0]
                 elif not await self._loader.load(self._keys, user, now_ms=now_ms):
                     raise UnknownUserError(user.text)
@@ -323,9 +384,9 @@ class Quota:
                 self._open(why.found)
                 for gate in gates:
                     await gate.close()
-            elif why.word == "epoch":
-                await self._loader.load_shard(self._keys, shard)
-            elif self._gates[shard.index].rules is rules and not await self._fetch_rules(shard):
+            elif why.word == "epoch" or (
+                self._gates[shard.index].rules is rules and not await self._fetch_rules(shard)
+            ):
                 await self._loader.load_shard(self._keys, shard)
 
     async def _fetch_rules(self, shard: ShardKeys) -> bool:
@@ -333,7 +394,9 @@ class Quota:
         if text is None:
             return False
         stored = json.loads(text)
-        self._gates[shard.index].rules = Rules.from_document(stored["document"], version=stored["version"])
+        self._gates[shard.index].rules = Rules.from_document(
+            stored["document"], version=stored["version"]
+        )
         return True
 
 
@@ -350,23 +413,35 @@ def _now_ms(now: datetime | None) -> int:
 
 
 def _record(
-    user_id: object, feature: object, amount: object, *, now: datetime | None, payload: dict[str, Any]
+    user_id: object,
+    feature: object,
+    amount: object,
+    *,
+    now: datetime | None,
+    payload: dict[str, Any],
 ) -> tuple[int, UsageRecord]:
     now_ms = 0 if now is None else _now_ms(now)
     return now_ms, usage_record(user_id, feature, amount, now_ms=now_ms or _wall_ms(), **payload)
 
 
 def _records(
-    user_id: object, feature: object, amount: object, *, now: datetime | None, payload: dict[str, Any]
+    user_id: object,
+    feature: object,
+    amount: object,
+    *,
+    now: datetime | None,
+    payload: dict[str, Any],
 ) -> tuple[int, list[UsageRecord]]:
     if not isinstance(feature, dict):
         now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
         return now_ms, [record]
     if not 1 <= len(feature) <= _FEATURES_MAX:
-        raise InvalidValueError("features", feature, f"1 to {_FEATURES_MAX} features and their amounts")
+        raise InvalidValueError(
+            "features", feature, f"1 to {_FEATURES_MAX} features and their amounts"
+        )
     records: list[UsageRecord] = []
     now_ms = 0
-    for name, units in feature.items():
+    for name, units in sorted(feature.items(), key=str):  # one payload, however it is spelled
         if records:
             payload = {**payload, "key": records[0].key}
         now_ms, record = _record(user_id, name, units, now=now, payload=payload)
@@ -378,4 +453,6 @@ _FEATURES_MAX = 100  # in one record: they travel and are applied together
 
 
 def _undecided(code: str, record: UsageRecord, now_ms: int) -> Decision:
-    return Decision(False, code, record.feature, record.amount, 0, 0, (), now_ms or _wall_ms(), record.key)
+    return Decision(
+        False, code, record.feature, record.amount, 0, 0, (), now_ms or _wall_ms(), record.key
+    )

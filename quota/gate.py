@@ -119,7 +119,9 @@ class Gate:
     async def _call(self, asks: list[Ask], now_ms: int) -> list[Answer]:
         users: dict[UUID, int] = {}
         head = self._keys.head
-        argv = arguments(asks, self.rules, shards=self._shards, now_ms=now_ms, users=users, place=len(head) + 1)
+        argv = arguments(
+            asks, self.rules, shards=self._shards, now_ms=now_ms, users=users, place=len(head) + 1
+        )
         keys = [*head, *[self._keys.user_of(user_id.hex) for user_id in users]]
         reply: list[Any] = await self._caller.call(self._script, keys, argv)
         if reply[0]:

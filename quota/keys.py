@@ -21,7 +21,18 @@ MARK_RING = 3  # the places of the ring that remembers keys; the admit script co
 class ShardKeys:
     """The keys of one shard; those of a user are made on demand."""
 
-    __slots__ = ("grants_of", "head", "index", "log", "marks", "meta", "rules", "tallies", "token_of", "user_of")
+    __slots__ = (
+        "grants_of",
+        "head",
+        "index",
+        "log",
+        "marks",
+        "meta",
+        "rules",
+        "tallies",
+        "token_of",
+        "user_of",
+    )
 
     def __init__(self, prefix: str, index: int) -> None:
         tag = f"{prefix}:{{s{index:02d}}}:"

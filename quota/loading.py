@@ -12,8 +12,6 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-from redis.exceptions import RedisError
-
 from quota.errors import QuotaUnavailableError
 
 if TYPE_CHECKING:
@@ -81,8 +79,10 @@ class RequestLoader:
             names = [user.text for user in users[start : start + _USERS_MAX]]
             futures = {name: self._asked[name, now_ms] for name in names}
             try:
-                answer = await self._request(keys, {"shard": shard, "users": names, "now_ms": now_ms})
-            except (QuotaUnavailableError, RedisError) as error:
+                answer = await self._request(
+                    keys, {"shard": shard, "users": names, "now_ms": now_ms}
+                )
+            except Exception as error:  # the edge of a task: whoever waits has to learn of it
                 for future in futures.values():
                     future.set_exception(QuotaUnavailableError(str(error)))
                     future.exception()  # a caller that gave up does not read it

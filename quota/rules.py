@@ -104,7 +104,9 @@ class Rules:
         tiers = {name: _tier(name, entry, prices) for name, entry in named.items()}
         default = top.get("default_tier")
         if not isinstance(default, str) or default not in tiers:
-            raise InvalidValueError("default_tier", default, f"one of the tiers: {', '.join(tiers)}")
+            raise InvalidValueError(
+                "default_tier", default, f"one of the tiers: {', '.join(tiers)}"
+            )
         return cls(default, tiers, prices, top, version)
 
     def price_of(self, tier: str, feature: str) -> Price | None:
@@ -112,12 +114,16 @@ class Rules:
         own = self.tiers[tier].prices if tier in self.tiers else {}
         return own.get(feature) or self.prices.get(feature)
 
-    def cost(self, tier: str, feature: str, *, amount: int, format: str | None, quality: str | None) -> int:
+    def cost(
+        self, tier: str, feature: str, *, amount: int, format: str | None, quality: str | None
+    ) -> int:
         """Micro-credits that *amount* units cost a user of *tier*."""
         price = self.price_of(tier, feature)
         return cost_of(price, amount=amount, format=format, quality=quality)
 
-    def cost_spec(self, feature: str, *, amount: int, format: str | None, quality: str | None) -> str:
+    def cost_spec(
+        self, feature: str, *, amount: int, format: str | None, quality: str | None
+    ) -> str:
         """The cost as the admit script takes it: for every tier, then `tier=` where one differs.
 
         The caller need not know the user's tier, and a change of tier needs no second try.
@@ -125,7 +131,9 @@ class Rules:
         asked = (feature, format, quality, amount)
         spec = self._costs.get(asked)
         if spec is None:
-            common = cost_of(self.prices.get(feature), amount=amount, format=format, quality=quality)
+            common = cost_of(
+                self.prices.get(feature), amount=amount, format=format, quality=quality
+            )
             spec = str(common)
             own = [
                 f"{tier.name}={cost_of(tier.prices[feature], amount=amount, format=format, quality=quality)},"
@@ -165,8 +173,11 @@ def _table(found: object, path: str, known: set[str] | None = None) -> dict[str,
         raise InvalidValueError(path, found, "a table")
     for name in found:
         if known is not None and name not in known:
-            raise InvalidValueError(f"{path}.{name}" if path != "tiers file" else str(name), name,
-                                    f"one of {', '.join(sorted(known))}")
+            raise InvalidValueError(
+                f"{path}.{name}" if path != "tiers file" else str(name),
+                name,
+                f"one of {', '.join(sorted(known))}",
+            )
     return found
 
 
@@ -192,7 +203,9 @@ def _price(entry: object, path: str, inherited: Price | None = None) -> Price:
     )
 
 
-def _multipliers(table: dict[str, Any], name: str, path: str, inherited: Mapping[str, Any]) -> Mapping[str, Any]:
+def _multipliers(
+    table: dict[str, Any], name: str, path: str, inherited: Mapping[str, Any]
+) -> Mapping[str, Any]:
     if name not in table:
         return inherited
     path = f"{path}.{name}"
@@ -212,14 +225,16 @@ def _multiplied(name: object, path: str) -> str:
 
 def _tier(name: str, entry: object, prices: Mapping[str, Price]) -> Tier:
     path = f"tiers.{name}"
-    if not isinstance(name, str) or not _TIER.fullmatch(name):
+    if not _TIER.fullmatch(name):
         raise InvalidValueError(path, name, "a tier name: a letter, then up to 49 of a-z 0-9 _ -")
     table = _table(entry, path, {"credits", "limits", "alerts", "overdraft", "features"})
     overdraft = table.get("overdraft", False)
     if not isinstance(overdraft, bool):
         raise InvalidValueError(f"{path}.overdraft", overdraft, "true or false")
     limits = {
-        feature if feature == ANY_FEATURE else _feature(feature, f"{path}.limits.{feature}"): _limits(
+        feature
+        if feature == ANY_FEATURE
+        else _feature(feature, f"{path}.limits.{feature}"): _limits(
             found, f"{path}.limits.{feature}"
         )
         for feature, found in _table(table.get("limits", {}), f"{path}.limits").items()
@@ -250,7 +265,9 @@ def _limit(entry: object, path: str) -> Limit:
     table = _table(entry, path, {"max", "per", "mode"})
     most, mode = table.get("max"), table.get("mode", HARD)
     if most != UNLIMITED and (type(most) is not int or not 0 <= most <= AMOUNT_MAX):
-        raise InvalidValueError(f"{path}.max", most, f'an integer from 0 to {AMOUNT_MAX}, or "{UNLIMITED}"')
+        raise InvalidValueError(
+            f"{path}.max", most, f'an integer from 0 to {AMOUNT_MAX}, or "{UNLIMITED}"'
+        )
     if mode not in (HARD, SOFT):
         raise InvalidValueError(f"{path}.mode", mode, f'"{HARD}" or "{SOFT}"')
     per = parse_per(table.get("per"), field=f"{path}.per")
@@ -263,7 +280,9 @@ def _allowance(tier: dict[str, Any], path: str) -> Allowance | None:
     table = _table(tier["credits"], f"{path}.credits", {"amount", "every"})
     every = table.get("every")
     if every not in _ALLOWANCE_EVERY:
-        raise InvalidValueError(f"{path}.credits.every", every, f"one of {', '.join(_ALLOWANCE_EVERY)}")
+        raise InvalidValueError(
+            f"{path}.credits.every", every, f"one of {', '.join(_ALLOWANCE_EVERY)}"
+        )
     return Allowance(parse_credits(table.get("amount"), field=f"{path}.credits.amount"), every)
 
 
@@ -271,11 +290,15 @@ def _thresholds(tier: dict[str, Any], path: str) -> tuple[int, ...]:
     if "alerts" not in tier:
         return _THRESHOLDS_DEFAULT
     path = f"{path}.alerts"
-    found = _table(tier["alerts"], path, {"thresholds"}).get("thresholds", list(_THRESHOLDS_DEFAULT))
+    found = _table(tier["alerts"], path, {"thresholds"}).get(
+        "thresholds", list(_THRESHOLDS_DEFAULT)
+    )
     path += ".thresholds"
     if not isinstance(found, list):
         raise InvalidValueError(path, found, "a list of percents")
     for place, percent in enumerate(found):
         if type(percent) is not int or not 1 <= percent <= _THRESHOLD_MAX:
-            raise InvalidValueError(f"{path}[{place}]", percent, f"a percent from 1 to {_THRESHOLD_MAX}")
+            raise InvalidValueError(
+                f"{path}[{place}]", percent, f"a percent from 1 to {_THRESHOLD_MAX}"
+            )
     return tuple(sorted(set(found)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from functools import cache
 from hashlib import sha1
+from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +18,26 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-try:
-    from hiredis import pack_command
-except ImportError:  # redis-py works without hiredis, only slower
-    pack_command = None
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from redis.asyncio import RedisCluster
-
-    Client = Redis | RedisCluster
+    # redis.asyncio's Redis or RedisCluster. Not by their own annotations: by these a command of an
+    # asynchronous client may answer without being awaited.
+    Client = Any
     Argument = str | bytes | int
 
 __all__ = ["Script", "ScriptCaller", "script"]
+
+
+def _packer() -> Callable[[tuple[Argument, ...]], bytes] | None:
+    """hiredis' packer, where it is installed: redis-py works without, only slower."""
+    try:
+        return import_module("hiredis").pack_command  # type: ignore[no-any-return]
+    except ImportError:
+        return None
+
+
+_pack = _packer()
 
 
 class Script:
@@ -75,7 +82,9 @@ class ScriptCaller:
         except TimeoutError:
             raise RedisTimeoutError(f"no answer from Redis within {self._timeout_s} s") from None
 
-    async def _evaluate(self, send: Any, of: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
+    async def _evaluate(
+        self, send: Any, of: Script, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> Any:
         try:
             return await send("EVALSHA", of.sha, len(keys), *keys, *arguments)
         except NoScriptError:
@@ -85,7 +94,7 @@ class ScriptCaller:
         connection = self._connection
         if connection is None:
             connection = self._connection = await self._redis.connection_pool.get_connection()
-        packed = [pack_command(command)] if pack_command else connection.pack_command(*command)
+        packed = [_pack(command)] if _pack else connection.pack_command(*command)
         try:
             await connection.send_packed_command(packed, check_health=False)
             return await connection.read_response()

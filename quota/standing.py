@@ -51,7 +51,9 @@ class Profile:
     @classmethod
     def of(cls, calendar: Calendar, account: Account, *, at_ms: int) -> Profile:
         """The profile of *account* as it stands at *at_ms*."""
-        return cls(calendar, tuple(account.grants()), account.overage, account.net(at_ms=at_ms), at_ms)
+        return cls(
+            calendar, tuple(account.grants()), account.overage, account.net(at_ms=at_ms), at_ms
+        )
 
     def account(self, net: int) -> Account:
         """The account when the hash says *net*: what was burnt since is taken in burn order.
@@ -66,9 +68,18 @@ class Profile:
     def dump(self) -> str:
         """As JSON, for the key beside the quota hash."""
         calendar = self.calendar
-        grants = [[str(grant.id), *(getattr(grant, name) for name in _GRANT_FIELDS)] for grant in self.grants]
+        grants = [
+            [str(grant.id), *(getattr(grant, name) for name in _GRANT_FIELDS)]
+            for grant in self.grants
+        ]
         return json.dumps(
-            [[calendar.timezone, calendar.anchor_ms, calendar.cycle_months], grants, self.overage, self.net, self.at_ms]
+            [
+                [calendar.timezone, calendar.anchor_ms, calendar.cycle_months],
+                grants,
+                self.overage,
+                self.net,
+                self.at_ms,
+            ]
         )
 
     @classmethod
@@ -88,8 +99,13 @@ def head_text(*, epoch: int, valid_until_ms: int | None, tier: str) -> str:
 
 def windows_text(calendar: Calendar, at_ms: int) -> str:
     """Field `w` of the quota hash: the calendar windows that run at *at_ms*."""
-    windows = ((per, window_at(per, at_ms, calendar)) for per in CALENDAR_PERIODS if per != "lifetime")
-    return "".join(f";{per_code(per)},{window.start_ms},{window.end_ms}" for per, window in windows) + ";"
+    windows = (
+        (per, window_at(per, at_ms, calendar)) for per in CALENDAR_PERIODS if per != "lifetime"
+    )
+    return (
+        "".join(f";{per_code(per)},{window.start_ms},{window.end_ms}" for per, window in windows)
+        + ";"
+    )
 
 
 def counter_line(limits: Iterable[Limit], used: Mapping[str, tuple[Window, int]]) -> bytes:
@@ -99,7 +115,9 @@ def counter_line(limits: Iterable[Limit], used: Mapping[str, tuple[Window, int]]
     """
     pers = [limit.per for limit in limits]
     numbers = [number for per in pers for number in _end_and_used(used.get(per, _OVER))]
-    return ",".join(map(per_code, pers)).encode() + b"|" + struct.pack(f"<{len(numbers)}d", *numbers)
+    return (
+        ",".join(map(per_code, pers)).encode() + b"|" + struct.pack(f"<{len(numbers)}d", *numbers)
+    )
 
 
 _OVER = (Window(0, 1), 0)  # a millisecond after the epoch

@@ -34,13 +34,32 @@ if TYPE_CHECKING:
     from quota.rules import Rules
     from quota.values import UsageRecord
 
-__all__ = ["CHECK", "CONFLICT", "CONSUME", "INVALID", "MISSING", "RECORD", "ROLL", "Ask", "arguments", "decision_of", "mark_of"]
+__all__ = [
+    "CHECK",
+    "CONFLICT",
+    "CONSUME",
+    "INVALID",
+    "MISSING",
+    "RECORD",
+    "ROLL",
+    "Ask",
+    "arguments",
+    "decision_of",
+    "mark_of",
+]
 
 CONSUME, CHECK, RECORD = "c", "k", "r"
 MISSING, ROLL, CONFLICT, INVALID = 10, 11, 12, 13
-_CODES = {b"0": OK, b"1": SOFT_LIMIT, b"2": LIMIT_EXCEEDED, b"3": INSUFFICIENT_CREDITS, b"4": FEATURE_NOT_IN_TIER}
+_CODES = {
+    b"0": OK,
+    b"1": SOFT_LIMIT,
+    b"2": LIMIT_EXCEEDED,
+    b"3": INSUFFICIENT_CREDITS,
+    b"4": FEATURE_NOT_IN_TIER,
+}
 _MARK_BYTES = 16  # a collision among 10^9 remembered keys has odds of 1 in 10^20
 _PLAIN = re.compile(r"[A-Za-z0-9._:-]+")
+_NO_KIND, _NO_EXTRAS = [None] * 2, [None] * 5
 _FINGERPRINT_BYTES = 8  # tells two payloads of one key apart; not a defence against a forger
 
 
@@ -72,13 +91,18 @@ def _line(record: UsageRecord, number: int) -> str:
     pattern, and the rest goes through `json` unless it is known to be plain.
     """
     line = f'[{_quoted(record.user.text)},"{record.feature}",{record.amount},{_key_text(record.key)},{number}'
-    if record.format is record.quality is record.metadata is record.occurred_at_ms is record.event_id is None and (
-        record.event_type is record.product_version is record.session_id is None
-    ):
-        return line + "]"
-    rest = [record.format, record.quality]
-    extras = [record.occurred_at_ms, record.event_id, record.event_type, record.product_version, record.session_id]
-    return f"{line},{json.dumps(rest)[1:-1]},{record.metadata or 'null'},{json.dumps(extras)[1:-1]}]"
+    kind = [record.format, record.quality]
+    extras = [
+        record.occurred_at_ms,
+        record.event_id,
+        record.event_type,
+        record.product_version,
+        record.session_id,
+    ]
+    if record.metadata is None and extras == _NO_EXTRAS:
+        return line + "]" if kind == _NO_KIND else f"{line},{json.dumps(kind)[1:-1]}]"
+    metadata = record.metadata or "null"
+    return f"{line},{json.dumps(kind)[1:-1]},{metadata},{json.dumps(extras)[1:-1]}]"
 
 
 def _key_text(key: str) -> str:
@@ -91,7 +115,15 @@ def _quoted(text: str) -> str:
     return json.dumps(text)
 
 
-def arguments(asks: Sequence[Ask], rules: Rules, *, shards: int, now_ms: int, users: dict[UUID, int], place: int) -> list[str | bytes | int]:
+def arguments(
+    asks: Sequence[Ask],
+    rules: Rules,
+    *,
+    shards: int,
+    now_ms: int,
+    users: dict[UUID, int],
+    place: int,
+) -> list[str | bytes | int]:
     """ARGV of the admit script; fills *users* with the place in KEYS of each user's hash."""
     head: list[str | bytes | int] = [now_ms, rules.version, shards, len(asks)]
     head += [ask.mark for ask in asks]
@@ -107,7 +139,9 @@ def arguments(asks: Sequence[Ask], rules: Rules, *, shards: int, now_ms: int, us
 
 def _cost_spec(record: UsageRecord, rules: Rules) -> str:
     try:
-        return rules.cost_spec(record.feature, amount=record.amount, format=record.format, quality=record.quality)
+        return rules.cost_spec(
+            record.feature, amount=record.amount, format=record.format, quality=record.quality
+        )
     except InvalidValueError:
         return ""  # too much to pay: the script refuses this record and decides its neighbours
 
@@ -151,5 +185,7 @@ def _limits(text: bytes) -> tuple[struct.Struct, list[tuple[str, str, int | None
     limits = []
     for entry in text.decode().rstrip(";").split(";"):
         code, mode, most = entry.split(",")
-        limits.append((per_name(code), HARD if mode == HARD[0] else SOFT, None if most == "-1" else int(most)))
+        limits.append(
+            (per_name(code), HARD if mode == HARD[0] else SOFT, None if most == "-1" else int(most))
+        )
     return struct.Struct(f"<{2 * len(limits)}d"), limits

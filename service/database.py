@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Database", "statement"]
 
-_COMMAND_TIMEOUT_S = 60  # no statement of ours takes longer; a dead server must not hold a worker for ever
+_COMMAND_TIMEOUT_S = (
+    60  # no statement of ours takes longer; a dead server must not hold a worker for ever
+)
 
 
 @cache
@@ -58,8 +60,7 @@ class Database:
     async def connection(self) -> AsyncIterator[asyncpg.Connection[Any]]:
         """An asyncpg connection of the pool, for statements on arrays of thousands of rows.
 
-        SQLAlchemy opens no transaction on it: use `connection.transaction()`. JSON goes in and
-        out as text.
+        SQLAlchemy opens no transaction on it: use `connection.transaction()`. JSON goes in as text.
         """
         async with self._engine.connect() as pooled:
             raw = await pooled.get_raw_connection()

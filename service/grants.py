@@ -52,7 +52,11 @@ async def add_grant(
     if kind not in KINDS:
         raise InvalidValueError("kind", kind, f"one of {', '.join(KINDS)}")
     if expires_at is not None and expires_at <= effective_at:
-        raise InvalidValueError("expires_at", expires_at.isoformat(), f"later than effective_at, {effective_at.isoformat()}")
+        raise InvalidValueError(
+            "expires_at",
+            expires_at.isoformat(),
+            f"later than effective_at, {effective_at.isoformat()}",
+        )
     grant = CreditGrant(
         user_id=user.id,
         id=uuid4(),
@@ -66,7 +70,9 @@ async def add_grant(
         created_at=at,
     )
     await provision_user(session, user, rules, at=at)
-    await find_user(session, user, lock=True)  # two grants of one name at once: the second sees the first
+    await find_user(
+        session, user, lock=True
+    )  # two grants of one name at once: the second sees the first
     if name is not None:
         there = await _named(session, user.id, name)
         if there is not None:
@@ -77,14 +83,18 @@ async def add_grant(
 
 
 async def _named(session: AsyncSession, user_id: UUID, name: str) -> CreditGrant | None:
-    query = select(CreditGrant).where(col(CreditGrant.user_id) == user_id, col(CreditGrant.name) == name)
+    query = select(CreditGrant).where(
+        col(CreditGrant.user_id) == user_id, col(CreditGrant.name) == name
+    )
     return (await session.exec(query)).one_or_none()
 
 
 def _same_or_refused(there: CreditGrant, asked: CreditGrant) -> CreditGrant:
     for field in ("amount_micro", "priority", "kind", "expires_at"):
         if getattr(there, field) != getattr(asked, field):
-            raise InvalidValueError("id", asked.name, f"a new name: this grant exists with another {field}")
+            raise InvalidValueError(
+                "id", asked.name, f"a new name: this grant exists with another {field}"
+            )
     return there
 
 

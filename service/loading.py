@@ -52,7 +52,9 @@ _Tail = dict[UUID, "list[tuple[Line, int, int]]"]  # line, cost, instant
 class DatabaseLoader:
     """Loads users and shards, for a process that has PostgreSQL at hand."""
 
-    def __init__(self, database: Database, redis: Client, *, auto_provision: bool, dedupe_ms: int) -> None:
+    def __init__(
+        self, database: Database, redis: Client, *, auto_provision: bool, dedupe_ms: int
+    ) -> None:
         self._database = database
         self._redis = redis
         self._auto_provision = auto_provision
@@ -66,7 +68,9 @@ class DatabaseLoader:
         """Bring the shard's epoch and rules into Redis."""
         await mend_shard(self._database, self._redis, keys, shard, dedupe_ms=self._dedupe_ms)
 
-    async def load_users(self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int) -> list[User]:
+    async def load_users(
+        self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int
+    ) -> list[User]:
         """Bring *users* of one shard into Redis; return those that do not exist.
 
         A user that somebody else is loading is left to them.
@@ -88,7 +92,8 @@ class DatabaseLoader:
                 await self._provision(mine, rules, at_ms)
             found, tail = await self._snapshot(shard, [user.id for user in mine])
             standings = [
-                _standing(stored, tail[stored.row["id"]], rules, epoch=int(epoch), at_ms=at_ms) for stored in found
+                _standing(stored, tail[stored.row["id"]], rules, epoch=int(epoch), at_ms=at_ms)
+                for stored in found
             ]
             await _install(caller, shard, standings, epoch=epoch, token=token)
             known = {stored.row["id"] for stored in found}
@@ -100,9 +105,19 @@ class DatabaseLoader:
             await caller.close()
 
     async def _take_tokens(
-        self, caller: ScriptCaller, shard: ShardKeys, users: Sequence[User], *, epoch: bytes, token: str
+        self,
+        caller: ScriptCaller,
+        shard: ShardKeys,
+        users: Sequence[User],
+        *,
+        epoch: bytes,
+        token: str,
     ) -> list[User]:
-        names = [name for user in users for name in (shard.user_of(user.id.hex), shard.token_of(user.id.hex))]
+        names = [
+            name
+            for user in users
+            for name in (shard.user_of(user.id.hex), shard.token_of(user.id.hex))
+        ]
         reply = await caller.call(script("token"), [shard.meta, *names], [epoch, token, _TOKEN_MS])
         if reply[0]:
             return []  # the epoch moved on: the asker tries again
@@ -113,14 +128,20 @@ class DatabaseLoader:
             for user in sorted(users, key=lambda user: user.id):
                 await provision_user(session, user, rules, at=instant_of(at_ms))
 
-    async def _snapshot(self, shard: ShardKeys, user_ids: list[UUID]) -> tuple[list[_Stored], _Tail]:
+    async def _snapshot(
+        self, shard: ShardKeys, user_ids: list[UUID]
+    ) -> tuple[list[_Stored], _Tail]:
         """What PostgreSQL has of the users at one position, and what the log has of them behind it."""
         wanted = set(user_ids)
         for _ in range(_SNAPSHOT_TRIES_MAX):
             async with self._database.connection() as connection:
-                before = await connection.fetchrow(statement("service", "shard_position"), shard.index)
+                before = await connection.fetchrow(
+                    statement("service", "shard_position"), shard.index
+                )
             assert before is not None
-            log = await read_entries(self._redis, shard, after=before["last_entry_id"], lines_max=_LINES_MAX)
+            log = await read_entries(
+                self._redis, shard, after=before["last_entry_id"], lines_max=_LINES_MAX
+            )
             async with (
                 self._database.connection() as connection,
                 connection.transaction(isolation="repeatable_read", readonly=True),
@@ -181,8 +202,14 @@ def _standing(
         account.charge(cost, at_ms=then_ms)
     account.repay(at_ms=at_ms)
     profile = Profile.of(calendar, account, at_ms=at_ms)
-    head = head_text(epoch=epoch, valid_until_ms=account.valid_until_ms(at_ms=at_ms), tier=row["tier"])
-    fields: dict[str, str | bytes] = {"h": head, "c": str(profile.net), "w": windows_text(calendar, at_ms)}
+    head = head_text(
+        epoch=epoch, valid_until_ms=account.valid_until_ms(at_ms=at_ms), tier=row["tier"]
+    )
+    fields: dict[str, str | bytes] = {
+        "h": head,
+        "c": str(profile.net),
+        "w": windows_text(calendar, at_ms),
+    }
     tier = rules.tiers.get(row["tier"])
     for feature, counted in _counted(stored, tail, calendar, at_ms).items():
         limits = (tier.limits_of(feature) if tier else None) or ()
@@ -197,13 +224,17 @@ def _counted(
     running = {per: window_at(per, at_ms, calendar) for per in CALENDAR_PERIODS}
     counted: dict[str, dict[str, tuple[Window, int]]] = {}
     for row in stored.counters:
-        counted[row["feature"]] = {per: (window, _running(row, per, window)) for per, window in running.items()}
+        counted[row["feature"]] = {
+            per: (window, _running(row, per, window)) for per, window in running.items()
+        }
     for row in stored.windows:
         _open(counted.setdefault(row["feature"], {}), row["seconds"], row["end_ms"], row["used"])
     for line, _, then_ms in tail:
         by_per = counted.setdefault(line.feature, {})
         for per, window in running.items():
-            inside = window.start_ms <= then_ms and (window.end_ms is None or then_ms < window.end_ms)
+            inside = window.start_ms <= then_ms and (
+                window.end_ms is None or then_ms < window.end_ms
+            )
             _, units = by_per.get(per, (window, 0))
             by_per[per] = (window, units + (line.amount if inside else 0))
         for seconds, end_ms in line.windows or ():
@@ -241,6 +272,12 @@ async def _install(
     for user_id, profile, fields in standings:
         name = user_id.hex
         names += [shard.user_of(name), shard.grants_of(name), shard.token_of(name)]
-        arguments += [profile, 2 * len(fields), *(text for field in fields.items() for text in field)]
+        arguments += [
+            profile,
+            2 * len(fields),
+            *(text for field in fields.items() for text in field),
+        ]
     if names:
-        await caller.call(script("install"), [shard.meta, *names], [epoch, token, USER_TTL_MS, *arguments])
+        await caller.call(
+            script("install"), [shard.meta, *names], [epoch, token, USER_TTL_MS, *arguments]
+        )

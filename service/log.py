@@ -16,7 +16,9 @@ __all__ = ["configure_logging"]
 
 def configure_logging(settings: Settings) -> None:
     """Set up structlog and the standard library's logging alike; called once, by a main."""
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    as_json = settings.log_format == "json" or (
+        settings.log_format == "auto" and not sys.stderr.isatty()
+    )
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -32,34 +32,66 @@ class Metrics:
     """The worker's metrics, in *registry*."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.applied = Counter("allotment_records_applied", "Records applied to PostgreSQL", registry=registry)
+        self.applied = Counter(
+            "allotment_records_applied", "Records applied to PostgreSQL", registry=registry
+        )
         self.duplicates = Counter(
-            "allotment_records_duplicate", "Records that PostgreSQL had already, not applied again", registry=registry
+            "allotment_records_duplicate",
+            "Records that PostgreSQL had already, not applied again",
+            registry=registry,
         )
         self.quarantined = Counter(
-            "allotment_records_quarantined", "Records that could not be applied, set aside", registry=registry
+            "allotment_records_quarantined",
+            "Records that could not be applied, set aside",
+            registry=registry,
         )
         self.batch_size = Histogram(
-            "allotment_apply_batch_records", "Records in one transaction", buckets=_BATCH_SIZES, registry=registry
+            "allotment_apply_batch_records",
+            "Records in one transaction",
+            buckets=_BATCH_SIZES,
+            registry=registry,
         )
         self.batch_seconds = Histogram(
-            "allotment_apply_seconds", "Time of one apply transaction", buckets=_SECONDS, registry=registry
+            "allotment_apply_seconds",
+            "Time of one apply transaction",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.apply_failures = Counter(
-            "allotment_apply_failures", "Apply transactions that failed and are tried again", registry=registry
+            "allotment_apply_failures",
+            "Apply transactions that failed and are tried again",
+            registry=registry,
         )
         self.backlog = Gauge(
-            "allotment_log_backlog_records", "Records admitted and not yet applied", ["shard"], registry=registry
+            "allotment_log_backlog_records",
+            "Records admitted and not yet applied",
+            ["shard"],
+            registry=registry,
         )
         self.oldest_age = Gauge(
-            "allotment_log_oldest_seconds", "Age of the oldest record not yet applied", ["shard"], registry=registry
+            "allotment_log_oldest_seconds",
+            "Age of the oldest record not yet applied",
+            ["shard"],
+            registry=registry,
         )
-        self.jobs = Counter("allotment_jobs", "arq jobs run, by how they ended", ["job", "outcome"], registry=registry)
-        self.loads = Counter("allotment_users_loaded", "Users loaded from PostgreSQL into Redis", registry=registry)
+        self.jobs = Counter(
+            "allotment_jobs",
+            "arq jobs run, by how they ended",
+            ["job", "outcome"],
+            registry=registry,
+        )
+        self.loads = Counter(
+            "allotment_users_loaded", "Users loaded from PostgreSQL into Redis", registry=registry
+        )
         self.load_seconds = Histogram(
-            "allotment_load_seconds", "Time of one load request", buckets=_SECONDS, registry=registry
+            "allotment_load_seconds",
+            "Time of one load request",
+            buckets=_SECONDS,
+            registry=registry,
         )
-        self.epochs = Counter("allotment_epochs_begun", "Times a shard of Redis was found lost", registry=registry)
+        self.epochs = Counter(
+            "allotment_epochs_begun", "Times a shard of Redis was found lost", registry=registry
+        )
         self.tallies = Tallies()
         registry.register(self.tallies)
 
@@ -80,10 +112,14 @@ class Tallies:
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         """The families that Prometheus scrapes."""
-        admitted = CounterMetricFamily("allotment_records_admitted", "Lines written to the usage log")
+        admitted = CounterMetricFamily(
+            "allotment_records_admitted", "Lines written to the usage log"
+        )
         admitted.add_metric([], sum(counts.get("lines", 0) for counts in self._shards.values()))
         yield admitted
-        decisions = CounterMetricFamily("allotment_decisions", "Decisions", labels=["verb", "outcome"])
+        decisions = CounterMetricFamily(
+            "allotment_decisions", "Decisions", labels=["verb", "outcome"]
+        )
         for verb, verb_name in _VERBS.items():
             for outcome, outcome_name in _OUTCOMES.items():
                 total = sum(counts.get(verb + outcome, 0) for counts in self._shards.values())

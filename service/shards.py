@@ -68,7 +68,9 @@ async def shard_is_sound(redis: Client, shard: ShardKeys, *, epoch: int, positio
     return entry_number(info["last-generated-id"].decode()) >= entry_number(position)
 
 
-async def mend_shard(database: Database, redis: Client, keys: Keys, shard: ShardKeys, *, dedupe_ms: int) -> bool:
+async def mend_shard(
+    database: Database, redis: Client, keys: Keys, shard: ShardKeys, *, dedupe_ms: int
+) -> bool:
     """Put the shard into a new epoch if Redis does not stand on the stored one; whether it did not.
 
     The row lock makes one of several menders do it, and keeps the position still meanwhile.
@@ -85,7 +87,9 @@ async def mend_shard(database: Database, redis: Client, keys: Keys, shard: Shard
         async with database.connection() as connection, connection.transaction():
             row = await connection.fetchrow(statement("service", "hold_shard"), shard.index)
             if row is None:
-                raise ValueError(f"usage_shards has no shard {shard.index}: SHARDS differs between processes")
+                raise ValueError(
+                    f"usage_shards has no shard {shard.index}: SHARDS differs between processes"
+                )
             epoch, position = row["epoch"], row["last_entry_id"]
             if epoch == 0 or not await shard_is_sound(redis, shard, epoch=epoch, position=position):
                 epoch = await connection.fetchval(statement("service", "next_epoch"), shard.index)

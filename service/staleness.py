@@ -24,7 +24,9 @@ _USERS_MAX = 1000  # in one round; the next one follows at once
 _TIMEOUT_S = 5.0
 
 
-async def drop_stale_users(database: Database, redis: Client, keys: Keys, *, user_id: UUID | None = None) -> int:
+async def drop_stale_users(
+    database: Database, redis: Client, keys: Keys, *, user_id: UUID | None = None
+) -> int:
     """Drop every user that is noted as changed, or only *user_id*; return how many.
 
     The note goes after the user: dying in between drops the user twice, which harms nobody.
@@ -51,7 +53,9 @@ async def _forget(redis: Client, keys: Keys, users: set[UUID]) -> None:
     by_shard: dict[int, list[str]] = {}
     for user_id in users:
         shard, name = keys.shard_of(user_id), user_id.hex
-        by_shard.setdefault(shard.index, []).extend([shard.user_of(name), shard.grants_of(name), shard.token_of(name)])
+        by_shard.setdefault(shard.index, []).extend(
+            [shard.user_of(name), shard.grants_of(name), shard.token_of(name)]
+        )
     caller = ScriptCaller(redis, timeout_s=_TIMEOUT_S)
     try:
         for names in by_shard.values():

@@ -83,20 +83,32 @@ async def publish_shard(redis: Client, shard: ShardKeys, rules: Rules) -> None:
     document = json.dumps({"version": rules.version, "document": dict(rules.document)})
     lines = [text for line in rules.lines().items() for text in line]
     try:
-        await caller.call(script("publish"), [shard.meta, shard.rules], [rules.version, document, *lines])
+        await caller.call(
+            script("publish"), [shard.meta, shard.rules], [rules.version, document, *lines]
+        )
     finally:
         await caller.close()
 
 
 def _same(one: Rules, other: Rules) -> bool:
-    return (one.default_tier, one.tiers, one.prices) == (other.default_tier, other.tiers, other.prices)
+    return (one.default_tier, one.tiers, one.prices) == (
+        other.default_tier,
+        other.tiers,
+        other.prices,
+    )
 
 
 async def _refuse_orphans(session: AsyncSession, rules: Rules) -> None:
-    gone = select(User.tier, func.count()).where(col(User.tier).not_in(list(rules.tiers))).group_by(col(User.tier))
+    gone = (
+        select(User.tier, func.count())
+        .where(col(User.tier).not_in(list(rules.tiers)))
+        .group_by(col(User.tier))
+    )
     for tier, users in (await session.exec(gone)).all():
         raise InvalidValueError(
-            f"tiers.{tier}", None, f"the tier to stay, because {users} users are on it (move them first)"
+            f"tiers.{tier}",
+            None,
+            f"the tier to stay, because {users} users are on it (move them first)",
         )
 
 
@@ -109,8 +121,8 @@ def _rows(rules: Rules, version: int) -> list[Any]:
                 name=tier.name,
                 is_default=tier.name == rules.default_tier,
                 overdraft=tier.overdraft,
-                allowance_micro=tier.allowance and tier.allowance.amount,
-                allowance_every=tier.allowance and tier.allowance.every,
+                allowance_micro=tier.allowance.amount if tier.allowance else None,
+                allowance_every=tier.allowance.every if tier.allowance else None,
                 thresholds=list(tier.thresholds),
             )
         )
@@ -127,7 +139,10 @@ def _rows(rules: Rules, version: int) -> list[Any]:
                         max=limit.max,
                     )
                 )
-    for name, prices in [(EVERYONE, rules.prices), *((tier.name, tier.prices) for tier in rules.tiers.values())]:
+    for name, prices in [
+        (EVERYONE, rules.prices),
+        *((tier.name, tier.prices) for tier in rules.tiers.values()),
+    ]:
         for feature, price in prices.items():
             rows.append(
                 CreditPrice(
@@ -152,7 +167,7 @@ def _plain(number: Decimal) -> str:
 
 
 async def _rules_in(session: AsyncSession) -> Rules | None:
-    version = (await session.exec(select(func.max(TierVersion.version)))).one()
+    version: int | None = (await session.exec(select(func.max(TierVersion.version)))).one()
     if version is None:
         return None
     tiers = (await session.exec(select(TierVersion).where(TierVersion.version == version))).all()
@@ -170,7 +185,9 @@ async def _rules_in(session: AsyncSession) -> Rules | None:
     for limit in limits:
         named = document["tiers"][limit.tier]["limits"]
         most = UNLIMITED if limit.max is None else limit.max
-        named.setdefault(limit.feature, []).append({"max": most, "per": limit.per, "mode": limit.mode})
+        named.setdefault(limit.feature, []).append(
+            {"max": most, "per": limit.per, "mode": limit.mode}
+        )
     for price in prices:
         top = document if price.tier == EVERYONE else document["tiers"][price.tier]
         top["features"][price.feature] = {
@@ -189,5 +206,8 @@ def _tier_table(tier: TierVersion) -> dict[str, Any]:
         "alerts": {"thresholds": list(tier.thresholds)},
     }
     if tier.allowance_micro is not None:
-        table["credits"] = {"amount": format(credits_of(tier.allowance_micro), "f"), "every": tier.allowance_every}
+        table["credits"] = {
+            "amount": format(credits_of(tier.allowance_micro), "f"),
+            "every": tier.allowance_every,
+        }
     return table

@@ -24,7 +24,9 @@ __all__ = ["Entries", "Line", "NewerVersionError", "Unreadable", "read_entries"]
 
 VERSION = 1
 ENTRIES_MAX = 200  # in one read: at 400 lines each, what a large batch takes
-_INSTANT_MS_MAX = 221_845_392_000_000  # the year 9000: its periods still end in a year that datetime has
+_INSTANT_MS_MAX = (
+    221_845_392_000_000  # the year 9000: its periods still end in a year that datetime has
+)
 _NUMBER_MAX = 32_767  # a smallint; `quota` puts at most 100 lines into a record
 _NO_METADATA = msgspec.Raw(b"null")
 
@@ -90,7 +92,9 @@ async def read_entries(
     """
     run = Entries(after=after, last=after)
     while len(run.lines) < lines_max:
-        found = await redis.xrange(shard.log, min=f"({run.last}", count=min(entries_max, ENTRIES_MAX))
+        found = await redis.xrange(
+            shard.log, min=f"({run.last}", count=min(entries_max, ENTRIES_MAX)
+        )
         if not found:
             break
         for entry_id, fields in found:
@@ -110,7 +114,9 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
     """Add the lines of an entry to *run*, and what of it cannot be read."""
     version = fields.get(b"v", b"")
     if version.isdigit() and len(version) < 10 and int(version) > VERSION:
-        raise NewerVersionError(f"entry {entry_id} is of version {version.decode()}, this worker reads {VERSION}")
+        raise NewerVersionError(
+            f"entry {entry_id} is of version {version.decode()}, this worker reads {VERSION}"
+        )
     try:
         if fields[b"v"] != b"%d" % VERSION:
             raise ValueError(f"v: not a version: {version[:40]!r}")
@@ -119,14 +125,20 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
         raw_lines: list[Any] = _decode_raw(lines)
         windows = fields[b"w"].split(b",") if b"w" in fields else [b""] * len(raw_lines)
         if not len(costs) == len(windows) == len(raw_lines):
-            raise ValueError(f"{len(raw_lines)} lines, but {len(costs)} costs and {len(windows)} windows")
+            raise ValueError(
+                f"{len(raw_lines)} lines, but {len(costs)} costs and {len(windows)} windows"
+            )
     except (KeyError, ValueError, RecursionError, msgspec.DecodeError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
         run.unreadable.append(Unreadable(entry_id, msgspec.json.encode(_texts(fields)), reason))
         return
     try:
         decoded: list[Line] | None = _decode_lines(lines)
-    except (ValueError, RecursionError, msgspec.DecodeError):  # the first is of a byte that is no UTF-8
+    except (
+        ValueError,
+        RecursionError,
+        msgspec.DecodeError,
+    ):  # the first is of a byte that is no UTF-8
         decoded = None  # one of them is wrong: find out which
     for number, raw in enumerate(raw_lines):
         try:

@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["find_user", "mark_stale", "provision_user", "put_user"]
 
 
-async def provision_user(session: AsyncSession, user: UserId, rules: Rules, *, at: datetime) -> None:
+async def provision_user(
+    session: AsyncSession, user: UserId, rules: Rules, *, at: datetime
+) -> None:
     """Make *user* on the default tier, anchored at *at*, unless there is one."""
-    fields = {"id": user.id, "external_id": user.external_id, "tier": rules.default_tier, "anchor": at}
+    fields = {
+        "id": user.id,
+        "external_id": user.external_id,
+        "tier": rules.default_tier,
+        "anchor": at,
+    }
     await session.exec(insert(User).values(**fields).on_conflict_do_nothing())
 
 

@@ -19,7 +19,17 @@ from quota.values import instant_of, parse_user_id
 from service.database import statement
 from service.grants import stored_grant
 from service.usage_log import Entries, Unreadable
-from worker.batch import COLUMNS, ENTRY_COLUMNS, KEY_SKEW_MS, PERIODS, Batch, Keyed, Member, fold, keyed
+from worker.batch import (
+    COLUMNS,
+    ENTRY_COLUMNS,
+    KEY_SKEW_MS,
+    PERIODS,
+    Batch,
+    Keyed,
+    Member,
+    fold,
+    keyed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,7 +42,11 @@ __all__ = ["Applied", "apply_run"]
 
 # A value that PostgreSQL refuses in a row of ours: the row is at fault, not the connection.
 # The last one is for what is too deep or too large for it, as metadata of ten thousand levels.
-_POISON = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
+_POISON = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
 
 
 class Write(Protocol):
@@ -54,7 +68,9 @@ class Applied:
     stale_users: int
 
 
-async def apply_run(database: Database, shard: int, run: Entries, *, default_tier: str) -> Applied | None:
+async def apply_run(
+    database: Database, shard: int, run: Entries, *, default_tier: str
+) -> Applied | None:
     """Apply *run* to PostgreSQL, exactly once.
 
     None: another worker has the shard, or it moved on since the run was read.
@@ -100,7 +116,9 @@ async def _write_sound_lines(
         async with connection.transaction():  # a savepoint
             return await _write_lines(connection, lines, default_tier=default_tier)
     except _POISON as error:
-        heads = [number for number, (_, line, _, _, _) in enumerate(lines) if line.number == 0 and number]
+        heads = [
+            number for number, (_, line, _, _, _) in enumerate(lines) if line.number == 0 and number
+        ]
         if not heads:
             return Written(0, 0, [_poison(one, error) for one in lines])
         middle = min(heads, key=lambda number: abs(number - len(lines) // 2))
@@ -149,7 +167,9 @@ async def _members(
         missing = sorted(set(names) - {row["id"] for row in rows})
         external = [parse_user_id(names[user_id]).external_id for user_id in missing]
         at = instant_of(lines[0][3])
-        await connection.execute(statement("worker", "add_users"), missing, external, default_tier, at)
+        await connection.execute(
+            statement("worker", "add_users"), missing, external, default_tier, at
+        )
         rows = await connection.fetch(statement("worker", "members"), list(names))
     payers = {user_id for user_id, _, cost, _, _ in lines if cost}
     grants: dict[UUID, list[Grant]] = defaultdict(list)
@@ -167,14 +187,21 @@ async def _members(
     }
 
 
-async def _repeated(connection: asyncpg.Connection[Any], lines: Sequence[Any], keys: Keyed) -> set[int]:
+async def _repeated(
+    connection: asyncpg.Connection[Any], lines: Sequence[Any], keys: Keyed
+) -> set[int]:
     """The numbers of the lines that were applied before, or stand twice in this run."""
     known_ids: set[Any] = set()
     if keys.timed:
-        first, last = _instant(keys.time_min_ms - KEY_SKEW_MS), _instant(keys.time_max_ms + KEY_SKEW_MS)
+        first, last = (
+            _instant(keys.time_min_ms - KEY_SKEW_MS),
+            _instant(keys.time_max_ms + KEY_SKEW_MS),
+        )
         asked = [keys.ids[number] for number in keys.timed]
         users = [lines[number][0] for number in keys.timed]
-        rows = await connection.fetch(statement("worker", "repeated_ids"), asked, users, first, last)
+        rows = await connection.fetch(
+            statement("worker", "repeated_ids"), asked, users, first, last
+        )
         known_ids = {(row["user_id"], str(row["id"])) for row in rows}
     known_marks: set[Any] = set()
     if keys.marked:
@@ -183,7 +210,9 @@ async def _repeated(connection: asyncpg.Connection[Any], lines: Sequence[Any], k
             statement("worker", "repeated_marks"), users, [mark for _, mark in keys.marked]
         )
         known_marks = {(row["user_id"], row["mark"]) for row in rows}
-    repeated = {number for number in keys.timed if (lines[number][0], keys.ids[number]) in known_ids}
+    repeated = {
+        number for number in keys.timed if (lines[number][0], keys.ids[number]) in known_ids
+    }
     repeated |= {number for number, mark in keys.marked if (lines[number][0], mark) in known_marks}
     return _with_followers(lines, repeated)
 
@@ -247,12 +276,16 @@ async def _write_credits(connection: asyncpg.Connection[Any], batch: Batch) -> N
             "credit_entries", records=batch.entries, columns=ENTRY_COLUMNS
         )
     if batch.grants_left:
-        await connection.execute(statement("worker", "set_grants_left"), *_columns(batch.grants_left))
+        await connection.execute(
+            statement("worker", "set_grants_left"), *_columns(batch.grants_left)
+        )
     if batch.overages:
         await connection.execute(statement("worker", "set_overages"), *_columns(batch.overages))
 
 
-async def _quarantine(connection: asyncpg.Connection[Any], shard: int, unreadable: Iterable[Unreadable]) -> None:
+async def _quarantine(
+    connection: asyncpg.Connection[Any], shard: int, unreadable: Iterable[Unreadable]
+) -> None:
     rows = [(one.place, one.raw, one.reason.replace("\0", "\\0")) for one in unreadable]
     if rows:
         await connection.execute(statement("worker", "quarantine"), f"log:{shard}", *_columns(rows))

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from quota.burndown import Grant
     from service.usage_log import Line
 
-__all__ = ["COLUMNS", "ENTRY_COLUMNS", "KEY_SKEW_MS", "PERIODS", "Batch", "Keyed", "Member", "fold", "keyed"]
+__all__ = [
+    "COLUMNS",
+    "ENTRY_COLUMNS",
+    "KEY_SKEW_MS",
+    "PERIODS",
+    "Batch",
+    "Keyed",
+    "Member",
+    "fold",
+    "keyed",
+]
 
 # A key made by our client carries its time; it is looked for so far around it (a clock may be off by as much).
 KEY_SKEW_MS = 24 * 3600 * 1000
@@ -51,7 +61,6 @@ ENTRY_COLUMNS = ("user_id", "grant_id", "usage_id", "kind", "amount_micro", "cre
 _CALENDARS_MAX = 100_000  # users' calendars kept with the windows that ran last; cleared when full
 
 
-
 class Member(NamedTuple):
     """What PostgreSQL has of a user who is in the run."""
 
@@ -67,7 +76,9 @@ class Keyed:
 
     ids: list[str | UUID] = field(default_factory=list)
     timed: list[int] = field(default_factory=list)  # heads whose key carries a time
-    marked: list[tuple[int, UUID]] = field(default_factory=list)  # heads whose key does not, and its mark
+    marked: list[tuple[int, UUID]] = field(
+        default_factory=list
+    )  # heads whose key does not, and its mark
     time_min_ms: int = 0
     time_max_ms: int = 0
 
@@ -79,7 +90,9 @@ class Batch:
     logs: list[tuple[Any, ...]] = field(default_factory=list)
     keys: list[tuple[UUID, UUID, Any, datetime]] = field(default_factory=list)
     usage: dict[tuple[UUID, str], list[Any]] = field(default_factory=dict)
-    windows: dict[tuple[UUID, str, int], tuple[int, int]] = field(default_factory=dict)  # end in ms, units
+    windows: dict[tuple[UUID, str, int], tuple[int, int]] = field(
+        default_factory=dict
+    )  # end in ms, units
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     grants_left: list[tuple[UUID, UUID, int]] = field(default_factory=list)
     overages: list[tuple[UUID, int]] = field(default_factory=list)
@@ -113,7 +126,9 @@ def keyed(lines: Sequence[Any]) -> Keyed:
     return found
 
 
-def fold(lines: Sequence[Any], keys: Keyed, skipped: set[int], members: Mapping[UUID, Member]) -> Batch:
+def fold(
+    lines: Sequence[Any], keys: Keyed, skipped: set[int], members: Mapping[UUID, Member]
+) -> Batch:
     """The rows that *lines* come to; *skipped* are the numbers of those that were applied before."""
     batch = Batch()
     accounts: dict[UUID, Account] = {}
@@ -148,13 +163,22 @@ def fold(lines: Sequence[Any], keys: Keyed, skipped: set[int], members: Mapping[
         if number in marks:
             batch.keys.append((user_id, marks[number], usage_id, created_at))
         member = members[user_id]
-        _count(usage, (user_id, line.feature), amount, created_at, metadata_text, _starts(member.calendar, at_ms))
+        _count(
+            usage,
+            (user_id, line.feature),
+            amount,
+            created_at,
+            metadata_text,
+            _starts(member.calendar, at_ms),
+        )
         if line.windows:
             _count_windows(batch.windows, user_id, line)
         if cost:
             account = accounts.get(user_id)
             if account is None:
-                account = accounts[user_id] = Account(member.grants, member.overage, at_ms=member.overage_at_ms)
+                account = accounts[user_id] = Account(
+                    member.grants, member.overage, at_ms=member.overage_at_ms
+                )
             _charge(batch, account, user_id, usage_id, cost, at_ms)
     for user_id, account in accounts.items():
         _settle(batch, user_id, members[user_id], account)
@@ -195,7 +219,11 @@ def _starts(calendar: Calendar, at_ms: int) -> tuple[datetime, ...]:
         last = min(window.end_ms for window in windows if window.end_ms is not None)
         if len(_running) >= _CALENDARS_MAX:
             _running.clear()
-        running = _running[calendar] = (first, last, tuple(instant_at(window.start_ms) for window in windows))
+        running = _running[calendar] = (
+            first,
+            last,
+            tuple(instant_at(window.start_ms) for window in windows),
+        )
     return running[2]
 
 
@@ -220,13 +248,17 @@ def _count(
         row[4] = [units + amount for units in row[4]]
     else:  # a period ended in the middle of the run: the later one counts on, alone
         merged = [
-            (start, units + amount) if start == old else (max(start, old), amount if start > old else units)
+            (start, units + amount)
+            if start == old
+            else (max(start, old), amount if start > old else units)
             for start, old, units in zip(starts, row[3], row[4], strict=True)
         ]
         row[3], row[4] = tuple(start for start, _ in merged), [units for _, units in merged]
 
 
-def _count_windows(windows: dict[tuple[UUID, str, int], tuple[int, int]], user_id: UUID, line: Line) -> None:
+def _count_windows(
+    windows: dict[tuple[UUID, str, int], tuple[int, int]], user_id: UUID, line: Line
+) -> None:
     """Add to each window that the line counts in; a later one starts over, an earlier one is past."""
     for seconds, end_ms in line.windows or ():
         key = (user_id, line.feature, seconds)
@@ -237,7 +269,9 @@ def _count_windows(windows: dict[tuple[UUID, str, int], tuple[int, int]], user_i
             windows[key] = (end_ms, units + line.amount)
 
 
-def _charge(batch: Batch, account: Account, user_id: UUID, usage_id: Any, cost: int, at_ms: int) -> None:
+def _charge(
+    batch: Batch, account: Account, user_id: UUID, usage_id: Any, cost: int, at_ms: int
+) -> None:
     at = instant_at(at_ms)
     for grant_id, paid in account.repay(at_ms=at_ms):
         batch.entries.append((user_id, grant_id, None, "repaid", paid, at))
@@ -252,5 +286,7 @@ def _settle(batch: Batch, user_id: UUID, member: Member, account: Account) -> No
     if account.overage != member.overage:
         batch.overages.append((user_id, account.overage))
     batch.grants_left += [
-        (user_id, grant.id, left) for grant in member.grants if (left := account.left_of(grant.id)) != grant.left
+        (user_id, grant.id, left)
+        for grant in member.grants
+        if (left := account.left_of(grant.id)) != grant.left
     ]

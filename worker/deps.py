@@ -21,11 +21,14 @@ from worker.drain import Drain
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from quota.scripts import Client
     from service.settings import Settings
 
 __all__ = ["Deps", "open_deps"]
 
-SOCKET_TIMEOUT_S = 5.0  # a frozen Redis must not hang the worker; longer than any blocking read of ours
+SOCKET_TIMEOUT_S = (
+    5.0  # a frozen Redis must not hang the worker; longer than any blocking read of ours
+)
 _CONNECT_TIMEOUT_S = 2.0
 
 
@@ -35,7 +38,7 @@ class Deps:
 
     settings: Settings
     database: Database
-    redis: Redis
+    redis: Client
     keys: Keys
     loader: DatabaseLoader
     quota: Quota
@@ -53,18 +56,25 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         ValueError: the database was set up with another number of shards.
     """
     redis = Redis.from_url(
-        settings.quota_redis, socket_timeout=SOCKET_TIMEOUT_S, socket_connect_timeout=_CONNECT_TIMEOUT_S
+        settings.quota_redis,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
     )
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     keys = Keys(settings.key_prefix, settings.shards)
     dedupe_ms = settings.dedupe_seconds * 1000
-    async with Database(settings.sqlalchemy_url, pool_max=settings.database_pool_max) as database, redis:
+    async with (
+        Database(settings.sqlalchemy_url, pool_max=settings.database_pool_max) as database,
+        redis,
+    ):
         await make_shards(database, settings.shards)
         rules = await stored_rules(database)
         if rules is None:
             raise NoTiersError
-        loader = DatabaseLoader(database, redis, auto_provision=settings.auto_provision, dedupe_ms=dedupe_ms)
+        loader = DatabaseLoader(
+            database, redis, auto_provision=settings.auto_provision, dedupe_ms=dedupe_ms
+        )
         drain = Drain(
             database,
             redis,

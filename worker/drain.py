@@ -83,9 +83,13 @@ class Drain:
             async with self._database.connection() as connection:
                 row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
             assert row is not None, "make_shards made every row at start"
-            if not await shard_is_sound(self._redis, shard, epoch=row["epoch"], position=row["last_entry_id"]):
-                if await mend_shard(self._database, self._redis, self._keys, shard, dedupe_ms=self._dedupe_ms):
-                    self._metrics.epochs.inc()
+            sound = await shard_is_sound(
+                self._redis, shard, epoch=row["epoch"], position=row["last_entry_id"]
+            )
+            if not sound and await mend_shard(
+                self._database, self._redis, self._keys, shard, dedupe_ms=self._dedupe_ms
+            ):
+                self._metrics.epochs.inc()
             try:
                 return await self._apply_log(shard, row["last_entry_id"], until)
             except NewerVersionError as error:

@@ -29,7 +29,7 @@ _RETRY_DELAYS_S = (1, 2, 5, 10, 30, 60)
 _log = structlog.get_logger("allotment.jobs")
 
 
-def counted(job: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def counted(job: Callable[..., Awaitable[Any]]) -> Any:
     """Count how *job* ends, and have arq run it again after any error: arq forgets a job that raises."""
 
     @functools.wraps(job)
@@ -42,7 +42,12 @@ def counted(job: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]
             attempt = ctx["job_try"]
             delay_s = _RETRY_DELAYS_S[min(attempt, len(_RETRY_DELAYS_S)) - 1]
             _log.warning(
-                "job.failed", job=job.__name__, attempt=attempt, retry_s=delay_s, kind=type(error).__name__, error=str(error)
+                "job.failed",
+                job=job.__name__,
+                attempt=attempt,
+                retry_s=delay_s,
+                kind=type(error).__name__,
+                error=str(error),
             )
             raise Retry(defer=delay_s) from error
         deps.metrics.jobs.labels(job.__name__, "done").inc()

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import signal
 from datetime import UTC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from arq import Worker, cron, func
 from arq.connections import ArqRedis
 from prometheus_client import start_http_server
-from redis.exceptions import RedisError
 from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
 
 from service.jobs import QUARANTINE_JOB, RECORD_USAGE, deserialize_job, serialize_job
 from worker.deps import SOCKET_TIMEOUT_S, Deps, open_deps
@@ -21,6 +21,8 @@ from worker.jobs import drain_log, keep_partitions, quarantine_job, record_usage
 from worker.load_server import LoadServer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from service.settings import Settings
 
 __all__ = ["run_worker"]
@@ -28,6 +30,7 @@ __all__ = ["run_worker"]
 _JOB_TIMEOUT_S = 30  # longer than any job runs; a dead worker's job waits for so long and 10 s more
 _STOP_SECONDS_MAX = 8  # for running jobs at SIGTERM; supervisors kill after 10
 _CLOSE_SECONDS_MAX = 1  # for arq's own good-bye to Redis
+_CANCEL_AGAIN_S = 0.5
 _RETRY_S = 1  # before jobs run again after Redis was away
 _POLL_DELAY_S = 0.1
 _TRIES_MAX = 1_000_000  # a job is given up by a person, not by a number
@@ -47,8 +50,12 @@ async def run_worker(settings: Settings, *, stop: asyncio.Event | None = None) -
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with open_deps(settings) as deps:
-        server, thread = start_http_server(settings.metrics_port, settings.metrics_host, registry=deps.registry)
-        _log.info("worker.started", metrics=f"http://{settings.metrics_host}:{server.server_port}/metrics")
+        server, thread = start_http_server(
+            settings.metrics_port, settings.metrics_host, registry=deps.registry
+        )
+        _log.info(
+            "worker.started", metrics=f"http://{settings.metrics_host}:{server.server_port}/metrics"
+        )
         try:
             await _work(deps, stop)
         finally:
@@ -72,10 +79,17 @@ async def _work(deps: Deps, stop: asyncio.Event) -> None:
             task.result()  # neither of the others ends by itself, but by a mistake of ours
     finally:
         await jobs.finish()
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await _cancel(running)
         await jobs.close()
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """End *tasks*, asking again where it takes that: a read that just had its answer may not hear the first."""
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 class _Jobs:
@@ -130,7 +144,10 @@ def _arq_worker(deps: Deps) -> Worker:
     )
     every_second = set(range(60))
     return Worker(
-        functions=[func(record_usage, name=RECORD_USAGE), func(quarantine_job, name=QUARANTINE_JOB)],
+        functions=[
+            func(record_usage, name=RECORD_USAGE),
+            func(quarantine_job, name=QUARANTINE_JOB),
+        ],
         cron_jobs=[
             # Random ids: a fixed one loses the wake-up that comes while the job runs.
             cron(drain_log, second=every_second, unique=False, run_at_startup=True),

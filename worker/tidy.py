@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from service.database import statement
 from service.shards import entry_number
@@ -21,7 +21,9 @@ async def watch_logs(deps: Deps) -> None:
         tallies = await deps.redis.hgetall(shard.tallies)
         counts = {name.decode(): int(count) for name, count in tallies.items()}
         deps.metrics.tallies.set(shard.index, counts)
-        deps.metrics.backlog.labels(shard.index).set(max(0, counts.get("lines", 0) - row["lines_applied"]))
+        deps.metrics.backlog.labels(shard.index).set(
+            max(0, counts.get("lines", 0) - row["lines_applied"])
+        )
         oldest = await deps.redis.xrange(shard.log, min=f"({row['last_entry_id']}", count=1)
         age_s = time.time() - entry_number(oldest[0][0].decode())[0] / 1000 if oldest else 0
         deps.metrics.oldest_age.labels(shard.index).set(max(0, age_s))
@@ -39,13 +41,13 @@ async def trim_logs(deps: Deps) -> None:
 
 
 async def _trim(deps: Deps, shard: ShardKeys, position: str, kept_ms: int) -> None:
-    applied_ms, applied_seq = entry_number(position)
+    applied_ms, _ = entry_number(position)
     # MINID keeps the entry it names: the last one applied stays, and shows where the log stands.
     oldest = position if applied_ms < kept_ms else f"{kept_ms}-0"
     if applied_ms:
         await deps.redis.xtrim(shard.log, minid=oldest, approximate=True)
 
 
-async def _positions(deps: Deps) -> list[dict[str, object]]:
+async def _positions(deps: Deps) -> list[Any]:
     async with deps.database.connection() as connection:
         return list(await connection.fetch(statement("worker", "positions")))

@@ -1,10 +1,10 @@
 -- load_users: what the decisions about these users need, one row each.
 -- $1 uuid[]: users
 -- overage_at_ms: when overage last grew, 0 without any; see worker/sql/members.sql
-SELECT u.id, u.tier, u.timezone, (extract(epoch FROM u.anchor) * 1000)::bigint AS anchor_ms, u.cycle_months,
+SELECT u.id, u.tier, u.timezone, floor(extract(epoch FROM u.anchor) * 1000)::bigint AS anchor_ms, u.cycle_months,
        u.overage_micro,
        coalesce(CASE WHEN u.overage_micro > 0 THEN (
-           SELECT (extract(epoch FROM e.created_at) * 1000)::bigint
+           SELECT floor(extract(epoch FROM e.created_at) * 1000)::bigint
            FROM credit_entries e WHERE e.user_id = u.id AND e.grant_id IS NULL ORDER BY e.id DESC LIMIT 1
        ) END, 0) AS overage_at_ms
 FROM users u

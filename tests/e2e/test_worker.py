@@ -46,7 +46,11 @@ class Worker:
 
     async def metrics(self) -> str:
         """What it serves to Prometheus."""
-        url = next(line for line in self.lines if "worker.started" in line).split('"metrics": "')[1].split('"')[0]
+        url = (
+            next(line for line in self.lines if "worker.started" in line)
+            .split('"metrics": "')[1]
+            .split('"')[0]
+        )
         return await asyncio.to_thread(lambda: urlopen(url).read().decode())
 
 
@@ -109,7 +113,10 @@ async def record_many(quota: Quota, count: int) -> None:
 async def test_a_client_without_a_database_is_served_by_the_worker(
     environment: dict[str, str], settings: Settings, database: Database
 ) -> None:
-    async with worker(environment), Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota:
+    async with (
+        worker(environment),
+        Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota,
+    ):
         decision = await quota.consume("new-user", "conversations", 1)
         assert decision
         assert await applied(database, at_least=1) == 1
@@ -138,7 +145,10 @@ async def test_a_killed_worker_is_replaced_by_the_other_within_five_seconds(
 async def test_a_worker_that_is_told_to_stop_finishes_and_exits_well(
     environment: dict[str, str], settings: Settings, database: Database
 ) -> None:
-    async with worker(environment) as running, Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota:
+    async with (
+        worker(environment) as running,
+        Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota,
+    ):
         await record_many(quota, 3000)
         running.process.send_signal(signal.SIGTERM)
         await running.says("worker.stopped")
@@ -152,13 +162,17 @@ async def test_a_worker_that_is_told_to_stop_finishes_and_exits_well(
 async def test_metrics_tell_what_was_decided_and_applied(
     environment: dict[str, str], settings: Settings, database: Database
 ) -> None:
-    async with worker(environment) as running, Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota:
+    async with (
+        worker(environment) as running,
+        Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota,
+    ):
         await record_many(quota, 10)
         await quota.check("user-1", "tokens")
         await applied(database, at_least=10)
         async with asyncio.timeout(WAIT_S_MAX):
-            while 'allotment_decisions_total{outcome="insufficient_credits",verb="check"} 1.0' not in (
-                text := await running.metrics()
+            while (
+                'allotment_decisions_total{outcome="insufficient_credits",verb="check"} 1.0'
+                not in (text := await running.metrics())
             ):
                 pass
 
@@ -184,6 +198,9 @@ async def test_a_queue_that_arq_dies_of_does_not_stop_the_worker(
 ) -> None:
     async with Redis.from_url(settings.queue_redis) as queue:
         await queue.zadd(settings.queue_name, {b"\xff\xfe": 1})
-        async with worker(environment), Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota:
+        async with (
+            worker(environment),
+            Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota,
+        ):
             await quota.record("user-1", "tokens", 1)
             assert await applied(database, at_least=1) == 1

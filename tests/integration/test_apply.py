@@ -64,7 +64,12 @@ async def test_two_workers_at_once_apply_each_record_once(deps: Deps) -> None:
     )
 
     assert [outcome.applied for outcome in outcomes if outcome is not None] == [50]
-    assert await totals(deps) | {"units": 50, "usage_count": 50, "lifetime": 50, "day": 50} == await totals(deps)
+    assert await totals(deps) | {
+        "units": 50,
+        "usage_count": 50,
+        "lifetime": 50,
+        "day": 50,
+    } == await totals(deps)
 
 
 async def test_a_transaction_that_dies_before_its_commit_leaves_nothing(deps: Deps) -> None:
@@ -119,7 +124,14 @@ async def test_a_poison_line_is_set_aside_and_its_neighbours_are_applied(deps: D
         f'["user-1","tokens",{AMOUNT_MAX},"good-2",0]',
     ]
     await deps.redis.xadd(
-        shard.log, {"v": "1", "e": "1", "t": "1763712000000", "c": "0," * len(lines), "r": f"[{','.join(lines)}]"}
+        shard.log,
+        {
+            "v": "1",
+            "e": "1",
+            "t": "1763712000000",
+            "c": "0," * len(lines),
+            "r": f"[{','.join(lines)}]",
+        },
     )
     await deps.redis.xadd(shard.log, {"v": "1", "garbage": b"\xff\xfe"})
     await deps.quota.record("user-1", "tokens", 4)
@@ -128,7 +140,10 @@ async def test_a_poison_line_is_set_aside_and_its_neighbours_are_applied(deps: D
 
     assert (await totals(deps))["units"] == 1 + 2 + AMOUNT_MAX + 4
     async with deps.database.connection() as connection:
-        reasons = [row["reason"] for row in await connection.fetch("SELECT reason FROM quarantined_records ORDER BY id")]
+        reasons = [
+            row["reason"]
+            for row in await connection.fetch("SELECT reason FROM quarantined_records ORDER BY id")
+        ]
     assert len(reasons) == 7
     assert any("amount" in reason for reason in reasons)
     assert any("feature" in reason for reason in reasons)
@@ -146,7 +161,12 @@ async def test_a_count_that_postgresql_cannot_hold_is_set_aside(deps: Deps) -> N
     await deps.drain.run(seconds_max=10)
 
     async with deps.database.connection() as connection:
-        assert await connection.fetchval("SELECT usage_count FROM feature_usage WHERE feature_name = 'other'") == 7
+        assert (
+            await connection.fetchval(
+                "SELECT usage_count FROM feature_usage WHERE feature_name = 'other'"
+            )
+            == 7
+        )
         assert await connection.fetchval("SELECT count(*) FROM quarantined_records") >= 1
 
 
@@ -172,7 +192,10 @@ async def test_a_user_that_postgresql_lost_is_made_again_by_what_was_admitted(de
     await deps.drain.run(seconds_max=5)
 
     async with deps.database.connection() as connection:
-        assert await connection.fetchval("SELECT external_id FROM users WHERE id = $1", USER.id) == "user-1"
+        assert (
+            await connection.fetchval("SELECT external_id FROM users WHERE id = $1", USER.id)
+            == "user-1"
+        )
     assert (await totals(deps))["units"] == 2
 
 
@@ -191,7 +214,9 @@ async def test_the_hot_statements_use_their_indexes(deps: Deps) -> None:
         await connection.execute("ANALYZE usage_logs")
         await connection.execute("SET LOCAL enable_seqscan = off")  # as on tables of millions
 
-        ids = await explain(connection, "repeated_ids", uuids, uuids, "now() - interval '1 day'", "now()")
+        ids = await explain(
+            connection, "repeated_ids", uuids, uuids, "now() - interval '1 day'", "now()"
+        )
         marks = await explain(connection, "repeated_marks", uuids, uuids)
 
     assert "_pkey" in ids

@@ -46,7 +46,9 @@ documents = st.fixed_dictionaries(
                 "t": st.fixed_dictionaries(
                     {
                         "overdraft": st.booleans(),
-                        "limits": st.dictionaries(st.sampled_from([*FEATURES, "*"]), limits, max_size=3),
+                        "limits": st.dictionaries(
+                            st.sampled_from([*FEATURES, "*"]), limits, max_size=3
+                        ),
                     }
                 )
             }
@@ -96,13 +98,23 @@ class Model:
         return decision
 
     def _decide(
-        self, verb: str, *, key: str, now_ms: int, feature: str, amount: int, format: str | None, quality: str | None
+        self,
+        verb: str,
+        *,
+        key: str,
+        now_ms: int,
+        feature: str,
+        amount: int,
+        format: str | None,
+        quality: str | None,
     ) -> Decision:
         tier = self.rules.tiers["t"]
         cost = self.rules.cost("t", feature, amount=amount, format=format, quality=quality)
         limits = tier.limits_of(feature)
         if limits is None and verb != "record":
-            return Decision(False, FEATURE_NOT_IN_TIER, feature, amount, cost, self.credits, (), now_ms, key)
+            return Decision(
+                False, FEATURE_NOT_IN_TIER, feature, amount, cost, self.credits, (), now_ms, key
+            )
         states = tuple(self._state(feature, one, now_ms) for one in limits or ())
         standing = Standing(states, self.credits, tier.overdraft)
         return decide(
@@ -119,7 +131,9 @@ class Model:
     def _state(self, feature: str, one: Any, now_ms: int) -> LimitState:
         start_ms, end_ms = self._window(feature, one.per, now_ms)
         used = self.used.get((feature, one.per, start_ms), 0)
-        return LimitState(one.per, one.mode, used, one.max, remaining_of(one.max, used=used), end_ms)
+        return LimitState(
+            one.per, one.mode, used, one.max, remaining_of(one.max, used=used), end_ms
+        )
 
     def _window(self, feature: str, per: str, now_ms: int) -> tuple[int, int | None]:
         if per in CALENDAR:
@@ -133,7 +147,9 @@ class Model:
 async def ask_redis(deps: Deps, user: str, step: dict[str, Any], now: datetime) -> Decision:
     arguments = {name: step[name] for name in ("key", "format", "quality")}
     if step["verb"] == "record":
-        receipt = await deps.quota.record(user, step["feature"], step["amount"], now=now, **arguments)
+        receipt = await deps.quota.record(
+            user, step["feature"], step["amount"], now=now, **arguments
+        )
         return receipt.decisions[0]
     verb = deps.quota.consume if step["verb"] == "consume" else deps.quota.check
     return await verb(user, step["feature"], step["amount"], now=now, **arguments)
@@ -141,13 +157,23 @@ async def ask_redis(deps: Deps, user: str, step: dict[str, Any], now: datetime) 
 
 def comparable(decision: Decision) -> dict[str, Any]:
     answer = decision.as_dict()
-    for volatile in ("key", "replayed", "retry_after"):  # a replay is the first answer, at another instant
+    for volatile in (
+        "key",
+        "replayed",
+        "retry_after",
+    ):  # a replay is the first answer, at another instant
         del answer[volatile]
     return {**answer, "credits_micro": decision.credits_micro}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(document=documents, steps=st.lists(step, min_size=1, max_size=25), zone=st.sampled_from(["UTC", "Europe/Berlin", "Asia/Kathmandu"]))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    document=documents,
+    steps=st.lists(step, min_size=1, max_size=25),
+    zone=st.sampled_from(["UTC", "Europe/Berlin", "Asia/Kathmandu"]),
+)
 async def test_the_script_and_the_pure_rule_answer_alike(
     deps: Deps, document: dict[str, Any], steps: list[dict[str, Any]], zone: str
 ) -> None:
@@ -157,12 +183,12 @@ async def test_the_script_and_the_pure_rule_answer_alike(
     await make_user(deps, user, rules, zone)
     model = Model(rules, Calendar(zone, instant_ms(START), 1))
 
-    for number, one in enumerate(steps):
+    for number, given_step in enumerate(steps):
+        one = {**given_step, "key": given_step["key"] or f"step-{number}"}
+        key = one["key"]
         now += timedelta(minutes=one["minutes"])
         await meanwhile(deps, one["before"], user)
         asked = {name: one[name] for name in ("feature", "amount", "format", "quality")}
-        key = one["key"] or f"step-{number}"
-        one = {**one, "key": key}
         try:
             expected = model.ask(one["verb"], key=key, now_ms=instant_ms(now), **asked)
         except (KeyConflictError, ValueError) as error:
@@ -175,7 +201,8 @@ async def test_the_script_and_the_pure_rule_answer_alike(
         try:
             answer = await ask_redis(deps, user, one, now)
         except ValueError:  # a record that no counter can hold
-            assert one["verb"] == "record" and not expected
+            assert one["verb"] == "record"
+            assert not expected
             continue
         assert comparable(answer) == comparable(expected)
 

@@ -19,7 +19,11 @@ async def lose_redis(deps: Deps) -> None:
 
 async def units(deps: Deps) -> int:
     async with deps.database.connection() as connection:
-        return int(await connection.fetchval("SELECT coalesce(sum(usage_count), 0)::bigint FROM feature_usage"))
+        return int(
+            await connection.fetchval(
+                "SELECT coalesce(sum(usage_count), 0)::bigint FROM feature_usage"
+            )
+        )
 
 
 async def shard_row(deps: Deps) -> Any:
@@ -43,13 +47,17 @@ async def test_usage_comes_back_when_all_of_redis_is_lost(deps: Deps) -> None:
     assert after["epoch"] > before["epoch"]
 
 
-async def test_a_log_that_starts_anew_below_the_position_is_neither_skipped_nor_repeated(deps: Deps) -> None:
+async def test_a_log_that_starts_anew_below_the_position_is_neither_skipped_nor_repeated(
+    deps: Deps,
+) -> None:
     await deps.quota.record("user-1", "tokens", 5)
     await deps.drain.run(seconds_max=5)
     shard = deps.keys.shard_of(USER.id)
     far_ahead = "99999999999999-7"  # as if the clock of the lost Redis had run ahead
     async with deps.database.connection() as connection:
-        await connection.execute("UPDATE usage_shards SET last_entry_id = $2 WHERE shard = $1", shard.index, far_ahead)
+        await connection.execute(
+            "UPDATE usage_shards SET last_entry_id = $2 WHERE shard = $1", shard.index, far_ahead
+        )
 
     await lose_redis(deps)
     await deps.quota.record("user-1", "tokens", 2)
@@ -81,7 +89,10 @@ async def test_a_postgresql_that_was_set_back_is_replayed_from_the_log(deps: Dep
     await deps.drain.run(seconds_max=5)
 
     async with deps.database.connection() as connection:
-        await connection.execute("UPDATE usage_shards SET last_entry_id = $1 WHERE last_entry_id <> '0-0'", before["last_entry_id"])
+        await connection.execute(
+            "UPDATE usage_shards SET last_entry_id = $1 WHERE last_entry_id <> '0-0'",
+            before["last_entry_id"],
+        )
         await connection.execute("DELETE FROM usage_logs WHERE amount = 3")
         await connection.execute("UPDATE feature_usage SET usage_count = 5")
         await connection.execute("UPDATE usage_counters SET lifetime_used = 5, day_used = 5")
@@ -99,7 +110,9 @@ async def test_new_rules_are_in_force_for_the_next_decision(deps: Deps) -> None:
         }
         async with deps.database.connection() as connection:
             await connection.execute("UPDATE users SET tier = 't'")
-        await publish(deps.redis, deps.keys, await apply_rules(deps.database, Rules.from_document(document)))
+        await publish(
+            deps.redis, deps.keys, await apply_rules(deps.database, Rules.from_document(document))
+        )
 
     await deps.quota.check("user-1", "tokens")
     await put(10, "1")

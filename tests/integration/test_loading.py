@@ -121,7 +121,9 @@ async def test_a_crowd_of_first_calls_is_one_load(deps: Deps) -> None:
     try:
         loader = RequestLoader(deps.redis, timeout_s=5)
         async with Quota(deps.redis, prefix=deps.keys.prefix, loader=loader) as quota:
-            decisions = await asyncio.gather(*(quota.consume("user-1", "tokens") for _ in range(200)))
+            decisions = await asyncio.gather(
+                *(quota.consume("user-1", "tokens") for _ in range(200))
+            )
     finally:
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)

@@ -1,9 +1,9 @@
 -- member_grants: the grants of these users that may still pay.
 -- $1 uuid[]: users
 SELECT user_id, id, name, amount_micro, left_micro, priority, kind,
-       (extract(epoch FROM effective_at) * 1000)::bigint AS effective_at_ms,
-       (extract(epoch FROM expires_at) * 1000)::bigint AS expires_at_ms,
-       (extract(epoch FROM voided_at) * 1000)::bigint AS voided_at_ms,
-       (extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
+       floor(extract(epoch FROM effective_at) * 1000)::bigint AS effective_at_ms,
+       floor(extract(epoch FROM expires_at) * 1000)::bigint AS expires_at_ms,
+       floor(extract(epoch FROM voided_at) * 1000)::bigint AS voided_at_ms,
+       floor(extract(epoch FROM created_at) * 1000)::bigint AS created_at_ms
 FROM credit_grants
 WHERE user_id = ANY ($1::uuid[]) AND left_micro > 0
