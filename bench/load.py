@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["THREE_LIMITS", "TIERS", "Calls"]
 
 THREE_LIMITS = "tokens"
-_MAX = 1_000_000_000_000  # nobody is stopped: a denial is cheaper than a record
+_MAX = 100_000_000  # nobody is stopped: a denial is cheaper than a record
 
 TIERS: dict[str, Any] = {
     "default_tier": "bench",
