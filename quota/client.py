@@ -376,18 +376,19 @@ class Quota:
 
     async def _mend(self, shard: ShardKeys, why: NotReadyError) -> None:
         """Fetch what the script said is missing or has changed; one caller does it for all."""
-        gates, rules = self._gates, self._gates[shard.index].rules
+        gate = self._gates[shard.index]
+        mended = gate.mended
         async with self._mending:
-            if self._gates is not gates:
-                return
+            if self._gates[shard.index : shard.index + 1] != [gate] or gate.mended != mended:
+                return  # while this one waited, another did it
             if why.word == "shards" and why.found:
+                gates = self._gates
                 self._open(why.found)
-                for gate in gates:
-                    await gate.close()
-            elif why.word == "epoch" or (
-                self._gates[shard.index].rules is rules and not await self._fetch_rules(shard)
-            ):
+                for old in gates:
+                    await old.close()
+            elif why.word == "epoch" or not await self._fetch_rules(shard):
                 await self._loader.load_shard(self._keys, shard)
+            gate.mended += 1
 
     async def _fetch_rules(self, shard: ShardKeys) -> bool:
         text = await self._redis.hget(shard.rules, "#document")

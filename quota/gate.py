@@ -39,12 +39,16 @@ class NotReadyError(Exception):
 
 
 class Gate:
-    """The way into one shard; *rules* are those that the shard was last seen to have."""
+    """The way into one shard.
+
+    *rules* are those that the shard was last seen to have, *mended* counts what was fetched for it.
+    """
 
     def __init__(self, keys: ShardKeys, redis: Client, *, shards: int, timeout_s: float) -> None:
         self._keys = keys
         self._shards = shards
         self.rules = NO_RULES
+        self.mended = 0
         self._caller = ScriptCaller(redis, timeout_s=timeout_s)
         self._script = script("admit")
         self._waiting: list[tuple[Ask, asyncio.Future[Answer], int]] = []

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
+import warnings
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +130,14 @@ class _Jobs:
 
     async def close(self) -> None:
         """Let arq say good-bye to Redis, if it is there."""
-        with contextlib.suppress(asyncio.CancelledError, RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS_MAX):
-                await self._worker.close()
+        pool = self._worker.pool
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # arq says close for aclose
+                async with asyncio.timeout(_CLOSE_SECONDS_MAX):
+                    await self._worker.close()
+        except (asyncio.CancelledError, RedisError, OSError, TimeoutError):
+            await pool.aclose(close_connection_pool=True)
 
 
 def _arq_worker(deps: Deps) -> Worker:

@@ -141,3 +141,21 @@ async def test_two_loaders_at_once_install_one_standing(deps: Deps) -> None:
 
     assert loaded == [True] * 5
     assert await used(deps) == 5
+
+
+async def test_a_crowd_on_a_cold_shard_asks_for_it_once(deps: Deps) -> None:
+    class CountingLoader(DatabaseLoader):
+        """A real loader that counts."""
+
+        shards = 0
+
+        async def load_shard(self, *args: Any) -> None:
+            self.shards += 1
+            await super().load_shard(*args)
+
+    loader = CountingLoader(deps.database, deps.redis, auto_provision=True, dedupe_ms=86_400_000)
+    async with Quota(deps.redis, prefix=deps.keys.prefix, loader=loader) as quota:
+        decisions = await asyncio.gather(*(quota.consume(f"u-{n}", "tokens") for n in range(200)))
+
+    assert all(decisions)
+    assert loader.shards <= 2 * len(deps.keys.shards)  # the epoch, and the rules if they lagged
