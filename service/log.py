@@ -46,5 +46,6 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
-    # arq logs every job with its arguments, which hold what users do; its warnings are enough.
-    logging.getLogger("arq").setLevel(max(logging.WARNING, root.level))
+    # arq logs every job with its arguments, which hold what users do; alembic its contexts.
+    for name in ("arq", "alembic"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
