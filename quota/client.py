@@ -114,7 +114,8 @@ class Quota:
             KeyConflictError: the key was used for another record.
         """
         now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
-        return await self._decision(CONSUME, record, now_ms)
+        ask = Ask(CONSUME, [record], repeatable=payload.get("key") is not None)
+        return await self._decide(ask, record, now_ms)
 
     async def check(
         self,
@@ -127,7 +128,7 @@ class Quota:
     ) -> Decision:
         """What `consume` would answer, with the standing as it is; nothing is counted."""
         now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
-        return await self._decision(CHECK, record, now_ms)
+        return await self._decide(Ask(CHECK, [record]), record, now_ms)
 
     async def consume_many(
         self, calls: Iterable[Mapping[str, Any]], *, now: datetime | None = None
@@ -154,7 +155,7 @@ class Quota:
                     "call", call, f"the arguments of consume ({error})"
                 )
             else:
-                ask = Ask(CONSUME, [record])
+                ask = Ask(CONSUME, [record], repeatable=call.get("key") is not None)
                 asked.append(
                     (place, record, ask, self._gate_of(record.user).enqueue(ask, now_ms=now_ms))
                 )
@@ -204,7 +205,7 @@ class Quota:
             UnknownUserError: there is no such user and none is made on first use.
         """
         now_ms, records = _records(user_id, feature, amount, now=now, payload=payload)
-        ask = Ask(RECORD, records)
+        ask = Ask(RECORD, records, repeatable=payload.get("key") is not None)
         try:
             at_ms, replies = await self._answer(ask, records[0].user, now_ms)
         except RedisError as error:
@@ -241,9 +242,6 @@ class Quota:
 
     def _gate_of(self, user: User) -> Gate:
         return self._gates[self._keys.shard_of(user.id).index]
-
-    async def _decision(self, verb: str, record: UsageRecord, now_ms: int) -> Decision:
-        return await self._decide(Ask(verb, [record]), record, now_ms)
 
     async def _decide(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from quota.rules import Rules
 from quota.scripts import ScriptCaller, script
-from quota.wire import arguments
+from quota.wire import CHECK, arguments
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -121,13 +121,24 @@ class Gate:
         return batch
 
     async def _call(self, asks: list[Ask], now_ms: int) -> list[Answer]:
-        users: dict[UUID, int] = {}
         head = self._keys.head
-        argv = arguments(
-            asks, self.rules, shards=self._shards, now_ms=now_ms, users=users, place=len(head) + 1
-        )
-        keys = [*head, *[self._keys.user_of(user_id.hex) for user_id in users]]
-        reply: list[Any] = await self._caller.call(self._script, keys, argv)
+
+        def make() -> tuple[list[str], list[str | bytes | int]]:
+            users: dict[UUID, int] = {}
+            if self._caller.resends:
+                for ask in asks:
+                    ask.repeatable = ask.verb != CHECK
+            argv = arguments(
+                asks,
+                self.rules,
+                shards=self._shards,
+                now_ms=now_ms,
+                users=users,
+                place=len(head) + 1,
+            )
+            return [*head, *[self._keys.user_of(user_id.hex) for user_id in users]], argv
+
+        reply: list[Any] = await self._caller.call_made(self._script, make)
         if reply[0]:
             raise NotReadyError(reply[1].decode(), int(reply[2]) if len(reply) > 2 else None)
         at_ms, replies = reply[1], reply[2]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     # asynchronous client may answer without being awaited.
     Client = Any
     Argument = str | bytes | int
+    Call = tuple[Sequence[str], Sequence[Argument]]  # KEYS and ARGV
 
 __all__ = ["Script", "ScriptCaller", "script"]
 
@@ -58,13 +59,15 @@ def script(name: str) -> Script:
 class ScriptCaller:
     """Calls scripts one at a time, within a deadline; not for concurrent use.
 
-    A call whose reply was lost is sent once more: every script is safe to repeat.
+    A call whose reply was lost is sent once more: every script is safe to repeat, with arguments
+    that are made anew where it has to be told.
     """
 
     def __init__(self, redis: Client, *, timeout_s: float) -> None:
         self._redis = redis
         self._timeout_s = timeout_s
         self._connection: Any = None
+        self.resends = not isinstance(redis, Redis)  # a cluster client sends again by itself
 
     async def call(self, of: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """The reply of the script.
@@ -72,13 +75,21 @@ class ScriptCaller:
         Raises:
             RedisError: it could not be reached within the deadline, or refused.
         """
-        send = self._send_held if isinstance(self._redis, Redis) else self._redis.execute_command
+        return await self.call_made(of, lambda: (keys, arguments))
+
+    async def call_made(self, of: Script, make: Callable[[], Call]) -> Any:
+        """As `call`, with keys and arguments made by *make* for each time that they are sent.
+
+        Raises:
+            RedisError: it could not be reached within the deadline, or refused.
+        """
+        send = self._redis.execute_command if self.resends else self._send_held
         try:
             async with asyncio.timeout(self._timeout_s):
                 try:
-                    return await self._evaluate(send, of, keys, arguments)
+                    return await self._evaluate(send, of, *make())
                 except (RedisConnectionError, RedisTimeoutError):
-                    return await self._evaluate(send, of, keys, arguments)
+                    return await self._evaluate(send, of, *make())
         except TimeoutError:
             raise RedisTimeoutError(f"no answer from Redis within {self._timeout_s} s") from None
 

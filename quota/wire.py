@@ -59,17 +59,23 @@ _CODES = {
 }
 _MARK_BYTES = 16  # a collision among 10^9 remembered keys has odds of 1 in 10^20
 _PLAIN = re.compile(r"[A-Za-z0-9._:-]+")
-_NO_KIND, _NO_EXTRAS = [None] * 2, [None] * 5
+_NO_KIND, _NO_EXTRAS = ",null,null", [None] * 5
 _FINGERPRINT_BYTES = 8  # tells two payloads of one key apart; not a defence against a forger
 
 
 class Ask:
-    """One record as it is asked of the script: lines that share a key and a fate."""
+    """One record as it is asked of the script: lines that share a key and a fate.
 
-    __slots__ = ("fingerprint", "lines", "mark", "records", "user_id", "verb")
+    It is *repeatable* when its key may have been seen before: the caller chose it, or it was sent.
+    """
 
-    def __init__(self, verb: str, records: Sequence[UsageRecord]) -> None:
+    __slots__ = ("fingerprint", "lines", "mark", "records", "repeatable", "user_id", "verb")
+
+    def __init__(
+        self, verb: str, records: Sequence[UsageRecord], *, repeatable: bool = True
+    ) -> None:
         first = records[0]
+        self.repeatable = repeatable and verb != CHECK
         self.verb = verb
         self.records = records
         self.user_id = first.user.id
@@ -91,7 +97,9 @@ def _line(record: UsageRecord, number: int) -> str:
     pattern, and the rest goes through `json` unless it is known to be plain.
     """
     line = f'[{_quoted(record.user.text)},"{record.feature}",{record.amount},{_key_text(record.key)},{number}'
-    kind = [record.format, record.quality]
+    kind = ""
+    if record.format is not None or record.quality is not None:
+        kind = f",{_quoted(record.format)},{_quoted(record.quality)}"
     extras = [
         record.occurred_at_ms,
         record.event_id,
@@ -100,9 +108,9 @@ def _line(record: UsageRecord, number: int) -> str:
         record.session_id,
     ]
     if record.metadata is None and extras == _NO_EXTRAS:
-        return line + "]" if kind == _NO_KIND else f"{line},{json.dumps(kind)[1:-1]}]"
-    metadata = record.metadata or "null"
-    return f"{line},{json.dumps(kind)[1:-1]},{metadata},{json.dumps(extras)[1:-1]}]"
+        return f"{line}{kind}]"
+    tail = "" if extras == _NO_EXTRAS else "," + json.dumps(extras)[1:-1]
+    return f"{line}{kind or _NO_KIND},{record.metadata or 'null'}{tail}]"
 
 
 def _key_text(key: str) -> str:
@@ -111,7 +119,7 @@ def _key_text(key: str) -> str:
 
 
 @lru_cache(maxsize=16_384)
-def _quoted(text: str) -> str:
+def _quoted(text: str | None) -> str:
     return json.dumps(text)
 
 
@@ -124,12 +132,18 @@ def arguments(
     users: dict[UUID, int],
     place: int,
 ) -> list[str | bytes | int]:
-    """ARGV of the admit script; fills *users* with the place in KEYS of each user's hash."""
-    head: list[str | bytes | int] = [now_ms, rules.version, shards, len(asks)]
+    """ARGV of the admit script; fills *users* with the place in KEYS of each user's hash.
+
+    Once they are made the asks count as sent: what is made of them again is looked up.
+    """
+    repeatable = [number for number, ask in enumerate(asks, 1) if ask.repeatable]
+    head: list[str | bytes | int] = [now_ms, rules.version, shards, len(asks), len(repeatable)]
     head += [ask.mark for ask in asks]
+    head += repeatable
     for ask in asks:
         at = users.setdefault(ask.user_id, place + len(users))
         left = len(ask.lines)
+        ask.repeatable = ask.verb != CHECK
         for record, line in zip(ask.records, ask.lines, strict=True):
             cost = _cost_spec(record, rules)
             head += (left, at, ask.verb, record.feature, record.amount, cost, ask.fingerprint, line)

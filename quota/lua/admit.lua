@@ -1,8 +1,8 @@
 -- admit: decide N usage records of one shard, count what is admitted and log it, in one atomic step.
 -- KEYS   1 usage log   2 meta   3 rules   4-6 key marks (a ring of three)   7 tallies   8.. one quota hash per user
 -- ARGV   1 now_ms (0 = this server's clock)   2 rules version the costs were made with   3 number of shards
---        4 number of records
---        then per record its mark: a digest of user and key
+--        4 number of records   5 number of them whose key may have been seen before
+--        then per record its mark: a digest of user and key; then of those under 5 their number
 --        then 8 per line, most records having one:
 --          1 lines that this record still has, this one counted   5 amount
 --          2 place of the user's hash in KEYS                      6 cost in micro-credits: "5"; "5,pro=3," where tiers differ
@@ -16,7 +16,7 @@
 --                10 user not loaded  11 a period or the credits must be rolled over  12 key_conflict  13 not an integer
 -- Log    v version, e epoch, t now_ms, c costs, r the lines as a JSON array, w "seconds:end_ms;" of the windows of each line
 -- State  tallies: verb and outcome to how many, lines: lines logged.
---        meta: epoch, rules (version), shards, dedupe_ms (how long a key is remembered).
+--        meta: epoch, rules (version), shards, dedupe_ms (how long a key is remembered), turn of the ring.
 --        quota hash: h "epoch,valid_until,tier" (credits are valid until then, 0 = for ever), c credits, w running windows
 --        ";per,start,end;", f:<feature> the periods counted "per,per|", then end_ms and used of each as doubles (exact to
 --        2^53).  No hash, or one of another epoch, is never zero: it is 10.  So are counters made for other limits than now, and
@@ -24,7 +24,7 @@
 -- Order  every check, then XADD, then the rest: a script does not roll back, and only its first write is refused for memory.
 -- Rule   quota.decision.decide; change both or neither.
 local ARGV, KEYS, call = ARGV, KEYS, redis.call
-local about = call('HMGET', KEYS[2], 'epoch', 'rules', 'shards', 'dedupe_ms')
+local about = call('HMGET', KEYS[2], 'epoch', 'rules', 'shards', 'dedupe_ms', 'turn')
 local epoch = about[1]
 if not epoch then return {1, 'epoch'} end
 if about[3] ~= ARGV[3] then return {1, 'shards', about[3]} end
@@ -40,7 +40,7 @@ end
 local OK, SOFT, EXCEEDED, POOR, NOT_IN_TIER, MISSING, ROLL, CONFLICT, INVALID = 0, 1, 2, 3, 4, 10, 11, 12, 13
 local WORDS = {[OK] = '0;', [SOFT] = '1;', [EXCEEDED] = '2;', [POOR] = '3;', [NOT_IN_TIER] = '4;'}
 local INTEGER_MAX = 9007199254740991
-local HEAD, WIDTH = 4, 8
+local HEAD, WIDTH = 5, 8
 local find, match, gmatch, sub, format, concat = string.find, string.match, string.gmatch, string.sub, string.format, table.concat
 local pack_doubles, unpack_doubles = struct.pack, struct.unpack
 
@@ -228,15 +228,24 @@ local function stopped_by(at, lines, forced)
   end
 end
 
--- The answers already given to the keys of this call
-local records = tonumber(ARGV[4])
+-- The answers already given to the keys of this call.  A key that its client made for this very call is in no ring.
+local records, repeatable = tonumber(ARGV[4]), tonumber(ARGV[5])
 local known, fresh = {}, {}
-for ring = 4, 6 do
-  local found = call('HMGET', KEYS[ring], unpack(ARGV, HEAD + 1, HEAD + records))
-  for n = 1, records do known[n] = known[n] or found[n] end
+if repeatable > 0 then
+  local numbers, marks = {unpack(ARGV, HEAD + records + 1, HEAD + records + repeatable)}, {}
+  for n = 1, repeatable do
+    numbers[n] = tonumber(numbers[n])
+    marks[n] = ARGV[HEAD + numbers[n]]
+  end
+  for ring = 4, 6 do
+    local found = call('HMGET', KEYS[ring], unpack(marks))
+    for n = 1, repeatable do
+      if found[n] then known[numbers[n]] = found[n] end
+    end
+  end
 end
 
-local at, remember = HEAD + records, 0
+local at, remember = HEAD + records + repeatable, 0
 for n = 1, records do
   local lines, verb, mark = tonumber(ARGV[at + 1]), ARGV[at + 3], ARGV[HEAD + n]
   local saved = verb ~= 'k' and (known[n] or fresh[mark])
@@ -299,7 +308,10 @@ if taken > 0 then
   local turn = math.floor(now / span)
   local ring = KEYS[4 + turn % 3]
   call('HSET', ring, unpack(remembered))
-  if call('PTTL', ring) < 0 then call('PEXPIRE', ring, format('%d', math.ceil((turn + 3) * span - now))) end
+  if about[5] ~= format('%d', turn) then
+    call('PEXPIRE', ring, format('%d', math.ceil((turn + 3) * span - now)))
+    call('HSET', KEYS[2], 'turn', format('%d', turn))
+  end
 end
 -- Without its head a user counts as not loaded, so that whoever loads does not leave it as it is.
 for place in pairs(outdated) do call('HDEL', KEYS[place], 'h') end

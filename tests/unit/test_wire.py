@@ -242,7 +242,7 @@ def test_the_arguments_are_as_the_header_of_the_script_says():
     first, second, third = asks
     assert users == {first.user_id: 8, second.user_id: 9}
     assert head == [
-        NOW_MS, 4, 8, 3, first.mark, second.mark, third.mark,
+        NOW_MS, 4, 8, 3, 2, first.mark, second.mark, third.mark, 1, 2,
         1, 8, "c", "tokens", 3, "1500000", first.fingerprint, first.lines[0],
         2, 9, "r", "a", 2, "0", second.fingerprint, second.lines[0],
         1, 9, "r", "tokens", 2, "1000000", second.fingerprint, second.lines[1],
@@ -255,7 +255,7 @@ def test_what_no_balance_could_pay_is_left_for_the_script_to_refuse():
 
     head = arguments([costly], RULES, shards=8, now_ms=NOW_MS, users={}, place=8)
 
-    assert head[10] == ""
+    assert head[12] == ""
 
 
 def test_a_reply_without_limits_is_a_decision():
@@ -266,3 +266,13 @@ def test_a_reply_without_limits_is_a_decision():
     assert (decision.code, decision.allowed) == ("feature_not_in_tier", False)
     assert (decision.cost_micro, decision.credits_micro, decision.limits) == (7, -12, ())
     assert (decision.replayed, decision.key, decision.now_ms) == (True, "k-1", NOW_MS)
+
+
+def test_a_key_made_for_the_call_is_looked_up_only_when_it_is_sent_again():
+    asks = [Ask(CONSUME, [usage_record("u", "tokens", now_ms=NOW_MS)], repeatable=False)]
+
+    def made() -> list[str | bytes | int]:
+        return arguments(asks, RULES, shards=8, now_ms=NOW_MS, users={}, place=8)
+
+    assert made()[4] == 0
+    assert made()[4] == 1
