@@ -45,7 +45,11 @@ __all__ = ["Quota"]
 TIMEOUT_S = 1.0  # for one call to Redis; a gate that is slower than this is down
 LOAD_TIMEOUT_S = 5.0  # for a user that is not in Redis; a worker answers in milliseconds
 USER_TTL_MS = 7 * 24 * 3600 * 1000  # an idle user leaves Redis after a week, and is loaded again
-_TRIES_MAX = 12  # load, roll, other rules: each can come in the way of one call, seldom two
+_TRIES_MAX = (
+    1_000  # load, roll, other rules: each can come in the way; the load's deadline ends it sooner
+)
+_TRIES_MIN = 3  # however slow each was
+_RETRY_DELAY_S_MAX = 0.1
 _RETRY_DELAY_S = 0.005  # while somebody else loads the user
 
 _log = logging.getLogger("quota")
@@ -70,8 +74,8 @@ class Quota:
         self._redis = redis
         self._owns_redis = False
         self._timeout_s = timeout_s
+        self._load_timeout_s = load_timeout_s
         self._loader = loader or RequestLoader(redis, timeout_s=load_timeout_s)
-        self._mending = asyncio.Lock()
         self._prefix = prefix
         self._open(shards)
 
@@ -263,7 +267,11 @@ class Quota:
         self, ask: Ask, user: User, now_ms: int, outcome: Answer | NotReadyError | None = None
     ) -> tuple[int, list[bytes]]:
         """Ask until there is an answer, mending what is in the way."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._load_timeout_s
         for attempt in range(_TRIES_MAX):
+            if attempt > _TRIES_MIN and loop.time() > until:
+                break
             if outcome is None:
                 try:
                     outcome = await self._gate_of(user).admit(ask, now_ms=now_ms)
@@ -280,7 +288,7 @@ class Quota:
                 )
             outcome = None
         raise QuotaUnavailableError(
-            f"no decision after {_TRIES_MAX} tries: the user keeps being reloaded"
+            f"no decision within {self._load_timeout_s} s: the user keeps being reloaded"
         )
 
     async def _clear(
@@ -289,7 +297,7 @@ class Quota:
         """Do away with the outcome that kept the script from deciding."""
         if outcome == MISSING:
             if attempt > 1:
-                await asyncio.sleep(_RETRY_DELAY_S * attempt)
+                await asyncio.sleep(min(_RETRY_DELAY_S * attempt, _RETRY_DELAY_S_MAX))
             if not await self._loader.load(self._keys, user, now_ms=now_ms):
                 raise UnknownUserError(user.text)
         elif outcome == ROLL:
@@ -305,9 +313,7 @@ class Quota:
                     format=record.format,
                     quality=record.quality,
                 )
-            raise QuotaUnavailableError(
-                "the stored state of this user is not valid; `allotment reconcile` loads it again"
-            )
+            raise QuotaUnavailableError("the stored state of this user is not valid")
 
     async def _roll(self, user: User, at_ms: int) -> None:
         """Put the user into the windows and credits of *at_ms*; one of many at once succeeds."""
@@ -319,8 +325,11 @@ class Quota:
                 script("read"), [keys.meta, *names], [at_ms]
             )
             stored = dict(zip(texts[::2], texts[1::2], strict=True))
-            if not profile_text or b"h" not in stored:
+            if b"h" not in stored:
                 return  # it left Redis meanwhile: the next try loads it
+            if not profile_text:  # half of it did: so shall the rest
+                await caller.call(script("forget"), [*names, keys.token_of(user.id.hex)], [])
+                return
             epoch, _, tier = stored[b"h"].decode().split(",", 2)
             profile = Profile.load(profile_text)
             account = profile.account(int(stored[b"c"]))
@@ -333,6 +342,8 @@ class Quota:
             arguments = [
                 stored[b"h"],
                 stored[b"c"],
+                stored[b"w"],
+                profile_text,
                 head,
                 rolled.net,
                 windows,
@@ -375,27 +386,38 @@ class Quota:
     async def _mend(self, shard: ShardKeys, why: NotReadyError) -> None:
         """Fetch what the script said is missing or has changed; one caller does it for all."""
         gate = self._gates[shard.index]
-        mended = gate.mended
-        async with self._mending:
-            if self._gates[shard.index : shard.index + 1] != [gate] or gate.mended != mended:
-                return  # while this one waited, another did it
-            if why.word == "shards" and why.found:
-                gates = self._gates
-                self._open(why.found)
-                for old in gates:
-                    await old.close()
-            elif why.word == "epoch" or not await self._fetch_rules(shard):
-                await self._loader.load_shard(self._keys, shard)
-            gate.mended += 1
+        if gate.mending is None:
+            gate.mending = asyncio.ensure_future(self._mend_gate(gate, shard, why))
+        try:
+            # Everyone who waits shares the attempt and its end; nobody who leaves ends it.
+            await asyncio.shield(gate.mending)
+        except TimeoutError:
+            raise QuotaUnavailableError(f"shard {shard.index} can not be loaded in time") from None
+
+    async def _mend_gate(self, gate: Gate, shard: ShardKeys, why: NotReadyError) -> None:
+        try:
+            async with asyncio.timeout(self._load_timeout_s + self._timeout_s):
+                if why.word == "shards" and why.found:
+                    await self._reopen(why.found)
+                elif why.word == "epoch" or not await self._fetch_rules(shard):
+                    await self._loader.load_shard(self._keys, shard)
+        finally:
+            gate.mending = None
+
+    async def _reopen(self, shards: int) -> None:
+        if shards != len(self._gates):
+            gates = self._gates
+            self._open(shards)
+            for gate in gates:
+                await gate.close()
 
     async def _fetch_rules(self, shard: ShardKeys) -> bool:
         text = await self._redis.hget(shard.rules, "#document")
         if text is None:
             return False
         stored = json.loads(text)
-        self._gates[shard.index].rules = Rules.from_document(
-            stored["document"], version=stored["version"]
-        )
+        rules = Rules.from_document(stored["document"], version=stored["version"])
+        self._gates[shard.index].rules = rules
         return True
 
 

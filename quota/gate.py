@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError
+
 from quota.rules import Rules
 from quota.scripts import ScriptCaller, script
 from quota.wire import CHECK, arguments
@@ -41,14 +43,14 @@ class NotReadyError(Exception):
 class Gate:
     """The way into one shard.
 
-    *rules* are those that the shard was last seen to have, *mended* counts what was fetched for it.
+    *rules* are those that the shard was last seen to have, *mending* is what is being fetched for it.
     """
 
     def __init__(self, keys: ShardKeys, redis: Client, *, shards: int, timeout_s: float) -> None:
         self._keys = keys
         self._shards = shards
         self.rules = NO_RULES
-        self.mended = 0
+        self.mending: asyncio.Future[None] | None = None
         self._caller = ScriptCaller(redis, timeout_s=timeout_s)
         self._script = script("admit")
         self._waiting: list[tuple[Ask, asyncio.Future[Answer], int]] = []
@@ -67,6 +69,9 @@ class Gate:
         self._busy = True
         try:
             return (await self._call([ask], now_ms))[0]
+        except RedisError as error:
+            self._give_up(error)
+            raise
         finally:
             self._next()
 
@@ -99,15 +104,25 @@ class Gate:
                 try:
                     answers = await self._call([ask for ask, _, _ in batch], batch[0][2])
                 except Exception as error:  # everyone who waits learns of it
-                    for _, future, _ in batch:
-                        if not future.done():
-                            future.set_exception(_copied(error))
+                    self._fail(batch, error)
+                    if isinstance(error, RedisError):
+                        self._give_up(error)
                 else:
                     for (_, future, _), answer in zip(batch, answers, strict=True):
                         if not future.done():
                             future.set_result(answer)
         finally:
             self._next()
+
+    def _give_up(self, error: RedisError) -> None:
+        """Tell everyone who waits that Redis does not answer: in turn, each would wait its own deadline."""
+        waiting, self._waiting = self._waiting, []
+        self._fail(waiting, error)
+
+    def _fail(self, batch: list[tuple[Ask, asyncio.Future[Answer], int]], error: Exception) -> None:
+        for _, future, _ in batch:
+            if not future.done():
+                future.set_exception(_copied(error))
 
     def _take_batch(self) -> list[tuple[Ask, asyncio.Future[Answer], int]]:
         """The longest run that one call can take: bounded, and of one instant."""

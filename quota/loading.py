@@ -24,6 +24,7 @@ __all__ = ["Loader", "RequestLoader"]
 REQUESTS_MAX = 10_000  # waiting; older ones fall off, their askers ask again
 REQUEST_TTL_S = 60  # after which nobody waits any more
 _USERS_MAX = 500  # in one request
+_SLACK_S = 0.5  # the wait is Redis' own; this is for a Redis that does not come back from it
 
 
 class Loader(Protocol):
@@ -94,6 +95,15 @@ class RequestLoader:
                 del self._asked[name, now_ms]
 
     async def _request(self, keys: Keys, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(self._timeout_s + _SLACK_S):
+                return await self._asked_and_answered(keys, request)
+        except TimeoutError:
+            raise QuotaUnavailableError(
+                f"Redis did not answer within {self._timeout_s} s"
+            ) from None
+
+    async def _asked_and_answered(self, keys: Keys, request: dict[str, Any]) -> dict[str, Any]:
         reply_key = keys.reply_of(uuid4().hex)
         text = json.dumps({**request, "reply": reply_key})
         await self._redis.lpush(keys.loads, text)

@@ -20,6 +20,15 @@ __all__ = ["Database", "statement"]
 _COMMAND_TIMEOUT_S = (
     60  # no statement of ours takes longer; a dead server must not hold a worker for ever
 )
+# A worker that is frozen, or whose network is gone, must not keep its shard's lock: a killed one lets
+# go by itself. Milliseconds, and seconds for the keepalives.
+_SERVER_SETTINGS = {
+    "idle_in_transaction_session_timeout": "10000",
+    "tcp_user_timeout": "10000",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+}
 
 
 @cache
@@ -37,7 +46,10 @@ class Database:
             pool_size=pool_max,
             max_overflow=0,
             pool_pre_ping=True,  # a connection that died with its server is replaced, not handed out
-            connect_args={"command_timeout": _COMMAND_TIMEOUT_S},
+            connect_args={
+                "command_timeout": _COMMAND_TIMEOUT_S,
+                "server_settings": _SERVER_SETTINGS,
+            },
         )
 
     async def __aenter__(self) -> Self:

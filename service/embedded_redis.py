@@ -83,6 +83,8 @@ class EmbeddedRedis:
     def _configuration(self) -> str:
         lines = [
             f'dir "{self._home}"',
+            # A ring of keys is one large hash: freed in one go, it would stall everyone.
+            "lazyfree-lazy-expire yes",
             f'pidfile "{self._home / "redis.pid"}"',
             f'unixsocket "{self._socket}"',
             "unixsocketperm 700",

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DatabaseLoader"]
 
-_TOKEN_MS = 10_000  # a load takes milliseconds; after this long another loader may try
+_TOKEN_MS = 5_000  # a load takes milliseconds; after this long another loader may try
 _TIMEOUT_S = 5.0
 _SNAPSHOT_TRIES_MAX = 3  # the position moves back only when PostgreSQL is restored under us
-_LINES_MAX = 10_000_000  # the whole unapplied log, which Redis holds in memory anyway
+_NO_MAX = 2**62  # a load needs the whole unapplied log, which Redis holds in memory anyway
 
 _Tail = dict[UUID, "list[tuple[Line, int, int]]"]  # line, cost, instant
 
@@ -80,10 +80,11 @@ class DatabaseLoader:
             await self.load_shard(keys, shard)
             epoch = await self._redis.hget(shard.meta, "epoch")
         caller, token = ScriptCaller(self._redis, timeout_s=_TIMEOUT_S), uuid4().hex
+        mine: list[User] = []
         try:
             mine = await self._take_tokens(caller, shard, users, epoch=epoch, token=token)
             if not mine:
-                return []
+                return []  # others are at it
             at_ms = now_ms or await _server_ms(self._redis)
             rules = await stored_rules(self._database)
             if rules is None:
@@ -99,10 +100,18 @@ class DatabaseLoader:
             known = {stored.row["id"] for stored in found}
             unknown = [user for user in mine if user.id not in known]
             if unknown:  # who comes next asks PostgreSQL again: the user may have been made
-                await self._redis.unlink(*(shard.token_of(user.id.hex) for user in unknown))
+                await self._give_back(shard, unknown)
+        except BaseException:
+            await self._give_back(shard, mine)  # nobody has to wait for a load that failed
+            raise
+        else:
             return unknown
         finally:
             await caller.close()
+
+    async def _give_back(self, shard: ShardKeys, users: Sequence[User]) -> None:
+        if users:
+            await self._redis.unlink(*(shard.token_of(user.id.hex) for user in users))
 
     async def _take_tokens(
         self,
@@ -140,7 +149,11 @@ class DatabaseLoader:
                 )
             assert before is not None
             log = await read_entries(
-                self._redis, shard, after=before["last_entry_id"], lines_max=_LINES_MAX
+                self._redis,
+                shard,
+                after=before["last_entry_id"],
+                lines_max=_NO_MAX,
+                bytes_max=_NO_MAX,
             )
             async with (
                 self._database.connection() as connection,

@@ -54,18 +54,17 @@ async def make_shards(database: Database, shards: int) -> None:
 
 
 async def shard_is_sound(redis: Client, shard: ShardKeys, *, epoch: int, position: str) -> bool:
-    """Whether Redis has this epoch, and a log that reaches the stored position."""
-    if await redis.hget(shard.meta, "epoch") != str(epoch).encode():
+    """Whether Redis has this epoch, and the entry that was applied last.
+
+    That entry stays in the log until a later one is applied. A Redis that was emptied or set back
+    does not have it, however much was admitted since.
+    """
+    found_epoch, begun_at = await redis.hmget(shard.meta, "epoch", "position")
+    if found_epoch != str(epoch).encode():
         return False
-    if position == "0-0":
+    if position == "0-0" or begun_at == position.encode():
         return True
-    newest = await redis.xrevrange(shard.log, count=1)
-    if newest and entry_number(newest[0][0].decode()) >= entry_number(position):
-        return True
-    if not await redis.exists(shard.log):
-        return False
-    info = await redis.xinfo_stream(shard.log)
-    return entry_number(info["last-generated-id"].decode()) >= entry_number(position)
+    return bool(await redis.xrange(shard.log, min=position, max=position, count=1))
 
 
 async def mend_shard(
@@ -92,7 +91,12 @@ async def mend_shard(
                 )
             epoch, position = row["epoch"], row["last_entry_id"]
             if epoch == 0 or not await shard_is_sound(redis, shard, epoch=epoch, position=position):
-                epoch = await connection.fetchval(statement("service", "next_epoch"), shard.index)
+                found = (
+                    await redis.hget(shard.meta, "epoch") or b"0"
+                )  # ahead, if PostgreSQL was set back
+                epoch = await connection.fetchval(
+                    statement("service", "next_epoch"), shard.index, int(found)
+                )
                 mended = True
         if mended:
             begin = [epoch, position, len(keys.shards), dedupe_ms, row["lines_applied"]]

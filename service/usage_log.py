@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Entries", "Line", "NewerVersionError", "Unreadable", "read_entries"]
 
 VERSION = 1
+BYTES_MAX = 32 * 1024 * 1024  # of one run: metadata may make a line 16 KiB long
+LARGE_BYTES = 64 * 1024  # of an entry: 400 lines without metadata have less
+ENTRIES_MIN = 10
 ENTRIES_MAX = 200  # in one read: at 400 lines each, what a large batch takes
 _INSTANT_MS_MAX = (
     221_845_392_000_000  # the year 9000: its periods still end in a year that datetime has
@@ -83,18 +86,18 @@ _decode_line = msgspec.json.Decoder(Line).decode
 
 
 async def read_entries(
-    redis: Client, shard: ShardKeys, *, after: str, lines_max: int, entries_max: int = ENTRIES_MAX
+    redis: Client, shard: ShardKeys, *, after: str, lines_max: int, bytes_max: int = BYTES_MAX
 ) -> Entries:
-    """The entries behind *after*, as many as hold *lines_max* lines; whole entries, at least one.
+    """The entries behind *after*, as many as hold *lines_max* lines or *bytes_max*; at least one, whole.
 
     Raises:
         NewerVersionError: the first of them is of a newer version.
     """
     run = Entries(after=after, last=after)
-    while len(run.lines) < lines_max:
-        found = await redis.xrange(
-            shard.log, min=f"({run.last}", count=min(entries_max, ENTRIES_MAX)
-        )
+    size = 0
+    count = ENTRIES_MIN  # until it is known how large entries are here
+    while len(run.lines) < lines_max and size < bytes_max:
+        found = await redis.xrange(shard.log, min=f"({run.last}", count=count)
         if not found:
             break
         for entry_id, fields in found:
@@ -105,8 +108,11 @@ async def read_entries(
                     raise
                 return run
             run.last = entry_id.decode()
-            if len(run.lines) >= lines_max:
+            size += sum(map(len, fields.values()))
+            if len(run.lines) >= lines_max or size >= bytes_max:
                 break
+        mean = sum(len(text) for _, fields in found for text in fields.values()) // len(found)
+        count = ENTRIES_MAX if mean < LARGE_BYTES else ENTRIES_MIN
     return run
 
 

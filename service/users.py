@@ -9,6 +9,7 @@ from sqlmodel import col, select
 
 from models import StaleUser, User
 from quota.errors import InvalidValueError, UnknownUserError
+from service.recount import hold_shard_of, recount_user
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -61,13 +62,19 @@ async def put_user(
     """Make or change *user*; what is None stays as it is.  Values are checked by the caller, but the tier."""
     if tier is not None and tier not in rules.tiers:
         raise InvalidValueError("tier", tier, f"one of the tiers: {', '.join(rules.tiers)}")
+    if (timezone, anchor, cycle_months) != (None, None, None):
+        await hold_shard_of(session, user.id)
     await provision_user(session, user, rules, at=at)
     found = await find_user(session, user, lock=True)
+    calendar = (found.timezone, found.anchor, found.cycle_months)
     changes = {"tier": tier, "timezone": timezone, "anchor": anchor, "cycle_months": cycle_months}
     for name, value in changes.items():
         if value is not None:
             setattr(found, name, value)
     session.add(found)
+    if calendar != (found.timezone, found.anchor, found.cycle_months):
+        await session.flush()
+        await recount_user(session, found, at=at)
     mark_stale(session, user)
     return found
 

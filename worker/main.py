@@ -21,7 +21,7 @@ from worker.jobs import drain_log, keep_partitions, quarantine_job, record_usage
 from worker.load_server import LoadServer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from service.settings import Settings
 
@@ -32,6 +32,7 @@ _STOP_SECONDS_MAX = 8  # for running jobs at SIGTERM; supervisors kill after 10
 _CLOSE_SECONDS_MAX = 1  # for arq's own good-bye to Redis
 _CANCEL_AGAIN_S = 0.5
 _RETRY_S = 1  # before jobs run again after Redis was away
+_TICKS_AT_ONCE = 4
 _POLL_DELAY_S = 0.1
 _TRIES_MAX = 1_000_000  # a job is given up by a person, not by a number
 _EXPIRES_MS = 28 * 24 * 3600 * 1000  # a job may wait as long as an outage lasts
@@ -66,10 +67,11 @@ async def run_worker(settings: Settings, *, stop: asyncio.Event | None = None) -
 
 
 async def _work(deps: Deps, stop: asyncio.Event) -> None:
-    jobs = _Jobs(deps)
+    jobs, ticks = _Jobs(lambda: _jobs_worker(deps)), _Jobs(lambda: _ticks_worker(deps))
     loads = LoadServer(deps.redis, deps.keys, deps.loader, deps.metrics)
     running = [
         asyncio.create_task(jobs.run(), name="jobs"),
+        asyncio.create_task(ticks.run(), name="ticks"),
         asyncio.create_task(loads.serve(), name="loads"),
         asyncio.create_task(stop.wait(), name="stop"),
     ]
@@ -78,9 +80,9 @@ async def _work(deps: Deps, stop: asyncio.Event) -> None:
         for task in done:
             task.result()  # neither of the others ends by itself, but by a mistake of ours
     finally:
-        await jobs.finish()
+        await asyncio.gather(jobs.finish(), ticks.finish())
         await _cancel(running)
-        await jobs.close()
+        await asyncio.gather(jobs.close(), ticks.close())
 
 
 async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -95,9 +97,9 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 class _Jobs:
     """arq in a loop: it ends whenever Redis is away for a moment, and we do not (FAULTS 2.16)."""
 
-    def __init__(self, deps: Deps) -> None:
-        self._deps = deps
-        self._worker = _arq_worker(deps)
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self._make = make
+        self._worker = make()
 
     async def run(self) -> None:
         """Run jobs until cancelled."""
@@ -111,16 +113,15 @@ class _Jobs:
             await self.finish()
             await self.close()
             await asyncio.sleep(_RETRY_S)
-            self._worker = _arq_worker(self._deps)
+            self._worker = self._make()
 
     async def _drop_undecodable(self) -> None:
         """Take ids out of the queue that are no text: arq dies of them at each start (FAULTS 2.14)."""
-        queue = self._deps.settings.queue_name
-        async with ArqRedis.from_url(self._deps.settings.queue_redis) as redis:
-            for member in await redis.zrange(queue, 0, -1):
-                if member.decode(errors="replace").encode() != member:
-                    await redis.zrem(queue, member)
-                    _log.error("jobs.id_not_text", dropped=repr(member))
+        queue, redis = self._worker.queue_name, self._worker.pool
+        for member in await redis.zrange(queue, 0, -1):
+            if member.decode(errors="replace").encode() != member:
+                await redis.zrem(queue, member)
+                _log.error("jobs.id_not_text", dropped=repr(member))
 
     async def finish(self) -> None:
         """Take no more jobs, and wait for those under way."""
@@ -140,31 +141,48 @@ class _Jobs:
             await pool.aclose(close_connection_pool=True)
 
 
-def _arq_worker(deps: Deps) -> Worker:
+def _jobs_worker(deps: Deps) -> Worker:
+    """The jobs that producers enqueue."""
+    functions = [
+        func(record_usage, name=RECORD_USAGE),
+        func(quarantine_job, name=QUARANTINE_JOB),
+    ]
+    return _arq_worker(
+        deps,
+        functions=functions,
+        queue_name=deps.settings.queue_name,
+        max_jobs=deps.settings.worker_jobs_max,
+    )
+
+
+def _ticks_worker(deps: Deps) -> Worker:
+    """Our own crons, in a queue of their own: behind a backlog of producers' jobs they would never run."""
+    crons = [
+        # Random ids: a fixed one loses the wake-up that comes while the job runs.
+        cron(drain_log, second=set(range(60)), unique=False, run_at_startup=True),
+        cron(tidy_logs, second={15, 45}, unique=False),
+        cron(keep_partitions, hour={0, 6, 12, 18}, minute=7, run_at_startup=True, unique=False),
+    ]
+    return _arq_worker(
+        deps,
+        cron_jobs=crons,
+        queue_name=f"{deps.settings.queue_name}:ticks",
+        max_jobs=_TICKS_AT_ONCE,
+    )
+
+
+def _arq_worker(deps: Deps, **options: Any) -> Worker:
     pool = ArqRedis(  # its `from_url` would pass our serializers on to the connections
         ConnectionPool.from_url(deps.settings.queue_redis, socket_timeout=SOCKET_TIMEOUT_S),
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
         expires_extra_ms=_EXPIRES_MS,
     )
-    every_second = set(range(60))
     return Worker(
-        functions=[
-            func(record_usage, name=RECORD_USAGE),
-            func(quarantine_job, name=QUARANTINE_JOB),
-        ],
-        cron_jobs=[
-            # Random ids: a fixed one loses the wake-up that comes while the job runs.
-            cron(drain_log, second=every_second, unique=False, run_at_startup=True),
-            cron(tidy_logs, second={15, 45}, unique=False),
-            cron(keep_partitions, hour={0, 6, 12, 18}, minute=7, run_at_startup=True, unique=False),
-        ],
         redis_pool=pool,
-        queue_name=deps.settings.queue_name,
         ctx={"deps": deps},
         handle_signals=False,
         job_completion_wait=_STOP_SECONDS_MAX,
-        max_jobs=deps.settings.worker_jobs_max,
         job_timeout=_JOB_TIMEOUT_S,
         keep_result=0,
         poll_delay=_POLL_DELAY_S,
@@ -175,4 +193,5 @@ def _arq_worker(deps: Deps) -> Worker:
         job_deserializer=deserialize_job,
         timezone=UTC,
         log_results=False,
+        **options,
     )

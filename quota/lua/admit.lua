@@ -103,22 +103,26 @@ end
 
 -- A feature of a user: its counters {end, used, ...} with user, rule and line; or the outcome that says why there is none.
 -- Everything is read once a call.
-local users, places, outdated = {}, {}, {}
+local users, places, outdated, unusable = {}, {}, {}, {}
 local function state_of(place, feature)
   local user, line = users[place], nil
   if user then
-    local state = user[feature]
+    local state = user[5][feature]
     if state then return state end
     line = call('HGET', KEYS[place], 'f:' .. feature)
-  elseif user == false then
-    return nil, MISSING
+  elseif unusable[place] then
+    return nil, unusable[place]
   else
     local stored = call('HMGET', KEYS[place], 'h', 'c', 'f:' .. feature)
     local head, credits = stored[1] and head_of(stored[1]), stored[2] and tonumber(stored[2])
-    users[place] = false
-    if not head or not credits or credits ~= credits then return nil, MISSING end
-    if head[1] ~= 0 and now >= head[1] then return nil, ROLL end
-    user, line = {[1] = credits, [2] = stored[2], [3] = head[2], [4] = {}}, stored[3]
+    local why = (not head or not credits or credits ~= credits) and MISSING
+    why = why or head[1] ~= 0 and now >= head[1] and ROLL
+    if why then
+      unusable[place] = why
+      return nil, why
+    end
+    -- credits, their text, tier, what is taken and what is read by feature: names of features are the users' own
+    user, line = {credits, stored[2], head[2], {}, {}}, stored[3]
     users[place] = user
     places[#places + 1] = place
   end
@@ -150,7 +154,7 @@ local function state_of(place, feature)
     state[2 * i - 1], state[2 * i] = ends, used
   end
   state.user, state.rule = user, rule
-  user[feature] = state
+  user[5][feature] = state
   return state
 end
 
@@ -222,9 +226,12 @@ end
 
 -- A record of several lines: all of them or none, so each is judged before the first is taken.
 local function stopped_by(at, lines, forced)
+  local owed = 0
   for n = 0, lines - 1 do
-    local outcome = judge(at + n * WIDTH, forced)
+    local outcome, state, _, cost = judge(at + n * WIDTH, forced)
     if outcome > SOFT then return outcome end
+    owed = owed + cost
+    if owed > 0 and state.user[1] - owed < -INTEGER_MAX then return POOR end
   end
 end
 

@@ -9,7 +9,7 @@ for at = 2, #KEYS, 2 do
   local head = redis.call('HGET', KEYS[at], 'h')
   if head and string.match(head, '^(%d+),') == ARGV[1] then
     reply[#reply + 1] = 1
-  elseif redis.call('SET', KEYS[at + 1], ARGV[2], 'NX', 'PX', ARGV[3]) then
+  elseif redis.call('SET', KEYS[at + 1], ARGV[2], 'NX', 'PX', ARGV[3]) or redis.call('GET', KEYS[at + 1]) == ARGV[2] then
     reply[#reply + 1] = 0
   else
     reply[#reply + 1] = 2

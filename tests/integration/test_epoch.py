@@ -123,3 +123,50 @@ async def test_new_rules_are_in_force_for_the_next_decision(deps: Deps) -> None:
 
     assert (first.limit, str(first.cost)) == (10, "2")
     assert (second.limit, str(second.cost)) == (20, "6")
+
+
+async def test_a_redis_that_was_set_back_is_noticed_though_records_came_since(deps: Deps) -> None:
+    shard = deps.keys.shard_of(USER.id)
+    await deps.quota.record("user-1", "tokens", 40)
+    await deps.drain.run(seconds_max=5)
+    kept = {key: await deps.redis.dump(key) for key in (shard.user_of(USER.id.hex), shard.log)}
+    await deps.quota.record("user-1", "tokens", 60)
+    await deps.drain.run(seconds_max=5)
+    before = await shard_row(deps)
+
+    for key, dump in kept.items():  # a snapshot from before the second record
+        await deps.redis.restore(key, 0, dump, replace=True)
+    await deps.quota.record("user-1", "tokens", 1)
+    await deps.drain.run(seconds_max=5)
+
+    assert (await shard_row(deps))["epoch"] == before["epoch"] + 1
+    assert (await deps.quota.check("user-1", "tokens")).used == 101
+    assert await units(deps) == 101
+
+
+async def test_a_new_epoch_is_begun_once(deps: Deps) -> None:
+    await deps.quota.record("user-1", "tokens", 5)
+    await deps.drain.run(seconds_max=5)
+    await lose_redis(deps)
+    await deps.drain.run(seconds_max=5)
+    begun = await shard_row(deps)
+
+    await deps.drain.run(seconds_max=5)
+    await deps.quota.record("user-1", "tokens", 1)
+    await deps.drain.run(seconds_max=5)
+    await deps.drain.run(seconds_max=5)
+
+    assert (await shard_row(deps))["epoch"] == begun["epoch"]
+    assert await units(deps) == 6
+
+
+async def test_an_epoch_that_redis_is_ahead_of_is_passed(deps: Deps) -> None:
+    await deps.quota.record("user-1", "tokens", 5)
+    await deps.drain.run(seconds_max=5)
+    shard = deps.keys.shard_of(USER.id)
+    await deps.redis.hset(shard.meta, "epoch", 7)
+
+    await deps.drain.run(seconds_max=5)
+
+    assert (await shard_row(deps))["epoch"] == 8
+    assert await deps.redis.hget(shard.meta, "epoch") == b"8"

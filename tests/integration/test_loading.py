@@ -159,3 +159,40 @@ async def test_a_crowd_on_a_cold_shard_asks_for_it_once(deps: Deps) -> None:
 
     assert all(decisions)
     assert loader.shards <= 2 * len(deps.keys.shards)  # the epoch, and the rules if they lagged
+
+
+async def test_a_new_time_zone_gives_nobody_his_limits_again(deps: Deps) -> None:
+    async def move(timezone: str) -> None:
+        rules = await stored_rules(deps.database)
+        assert rules is not None
+        async with deps.database.session() as session:
+            await put_user(session, USER, rules, at=datetime.now(UTC), timezone=timezone)
+        await drop_stale_users(deps.database, deps.redis, deps.keys)
+
+    await move("America/Los_Angeles")
+    await deps.quota.consume("user-1", "event", 60)
+    await deps.drain.run(seconds_max=5)
+    await deps.quota.consume("user-1", "event", 40)
+
+    for timezone in ("Asia/Tokyo", "America/Los_Angeles", "UTC"):
+        await move(timezone)
+        before = await deps.quota.consume("user-1", "event", 1)
+        await deps.drain.run(seconds_max=5)
+        await forget(deps)
+        after = await deps.quota.consume("user-1", "event", 1)
+        limits = {state.per: state.used for state in after.limits}
+        assert not before
+        assert not after
+        assert limits == {"day": 100, "month": 100}
+
+
+async def test_names_of_features_are_the_users_own(deps: Deps) -> None:
+    names = ("event", "paid", "windows", "user", "rule", "line", "lines")
+
+    receipt = await deps.quota.record("user-1", dict.fromkeys(names, 1))
+    again = await asyncio.gather(
+        *(deps.quota.record("user-1", {name: 1, "unit": 1}) for name in names)
+    )
+
+    assert receipt.recorded == len(names)
+    assert all(one.recorded == 2 for one in again)
