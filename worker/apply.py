@@ -56,7 +56,7 @@ class Write(Protocol):
     """Writes lines down in the transaction of *connection*."""
 
     async def __call__(
-        self, connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
+        self, connection: asyncpg.Connection[Any], lines: Sequence[Any]
     ) -> Written: ...
 
 
@@ -71,28 +71,24 @@ class Applied:
     stale_users: int
 
 
-async def apply_run(
-    database: Database, shard: int, run: Entries, *, default_tier: str
-) -> Applied | None:
+async def apply_run(database: Database, shard: int, run: Entries) -> Applied | None:
     """Apply *run* to PostgreSQL, exactly once.
 
     None: another worker has the shard, or it moved on since the run was read.
     """
     try:
-        return await _apply(database, shard, run, _write_lines, default_tier=default_tier)
+        return await _apply(database, shard, run, _write_lines)
     except _POISON:
-        return await _apply(database, shard, run, _write_sound_lines, default_tier=default_tier)
+        return await _apply(database, shard, run, _write_sound_lines)
 
 
-async def _apply(
-    database: Database, shard: int, run: Entries, write: Write, *, default_tier: str
-) -> Applied | None:
+async def _apply(database: Database, shard: int, run: Entries, write: Write) -> Applied | None:
     async with database.connection() as connection, connection.transaction():
         await connection.execute(_PLAN_EACH_RUN)
         row = await connection.fetchrow(statement("worker", "lock_shard"), shard)
         if row is None or row["last_entry_id"] != run.after:
             return None
-        written = await write(connection, run.lines, default_tier=default_tier)
+        written = await write(connection, run.lines)
         unreadable = [*run.unreadable, *written.poison]
         await _quarantine(connection, shard, unreadable)
         admitted = len(run.lines) + len(run.unreadable)
@@ -109,16 +105,14 @@ class Written(NamedTuple):
     poison: list[Unreadable]
 
 
-async def _write_sound_lines(
-    connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
-) -> Written:
+async def _write_sound_lines(connection: asyncpg.Connection[Any], lines: Sequence[Any]) -> Written:
     """Write *lines* down but those that PostgreSQL refuses, which it finds by halving.
 
     A record of several lines is never parted: its first line tells whether all are repeats.
     """
     try:
         async with connection.transaction():  # a savepoint
-            return await _write_lines(connection, lines, default_tier=default_tier)
+            return await _write_lines(connection, lines)
     except _POISON as error:
         heads = [
             number for number, (_, line, _, _, _) in enumerate(lines) if line.number == 0 and number
@@ -126,8 +120,8 @@ async def _write_sound_lines(
         if not heads:
             return Written(0, 0, [_poison(one, error) for one in lines])
         middle = min(heads, key=lambda number: abs(number - len(lines) // 2))
-    first = await _write_sound_lines(connection, lines[:middle], default_tier=default_tier)
-    second = await _write_sound_lines(connection, lines[middle:], default_tier=default_tier)
+    first = await _write_sound_lines(connection, lines[:middle])
+    second = await _write_sound_lines(connection, lines[middle:])
     return Written(
         first.repeats + second.repeats,
         first.stale_users + second.stale_users,
@@ -141,14 +135,12 @@ def _poison(one: Any, error: Exception) -> Unreadable:
     return Unreadable(place, msgspec.json.encode(line), f"{type(error).__name__}: {error}")
 
 
-async def _write_lines(
-    connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
-) -> Written:
+async def _write_lines(connection: asyncpg.Connection[Any], lines: Sequence[Any]) -> Written:
     """Write *lines* down, whole."""
     if not lines:
         return Written(0, 0, [])
     keys = keyed(lines)
-    members = await _members(connection, lines, default_tier=default_tier)
+    members = await _members(connection, lines)
     repeated = await _repeated(connection, lines, keys)
     batch = fold(lines, keys, repeated, members)
     await connection.copy_records_to_table("usage_logs", records=batch.logs, columns=COLUMNS)
@@ -162,18 +154,14 @@ async def _write_lines(
     return Written(len(repeated), len(stale), [])
 
 
-async def _members(
-    connection: asyncpg.Connection[Any], lines: Sequence[Any], *, default_tier: str
-) -> dict[UUID, Member]:
+async def _members(connection: asyncpg.Connection[Any], lines: Sequence[Any]) -> dict[UUID, Member]:
     names = {user_id: line.user for user_id, line, _, _, _ in lines}
     rows = await connection.fetch(statement("worker", "members"), list(names))
     if len(rows) < len(names):
         missing = sorted(set(names) - {row["id"] for row in rows})
         external = [parse_user_id(names[user_id]).external_id for user_id in missing]
         at = instant_of(lines[0][3])
-        await connection.execute(
-            statement("worker", "add_users"), missing, external, default_tier, at
-        )
+        await connection.execute(statement("worker", "add_users"), missing, external, at)
         rows = await connection.fetch(statement("worker", "members"), list(names))
     payers = {user_id for user_id, _, cost, _, _ in lines if cost}
     grants: dict[UUID, list[Grant]] = defaultdict(list)

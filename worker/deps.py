@@ -69,8 +69,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         redis,
     ):
         await make_shards(database, settings.shards)
-        rules = await stored_rules(database)
-        if rules is None:
+        if await stored_rules(database) is None:
             raise NoTiersError
         loader = DatabaseLoader(
             database, redis, auto_provision=settings.auto_provision, dedupe_ms=dedupe_ms
@@ -80,7 +79,6 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             redis,
             keys,
             metrics,
-            default_tier=rules.default_tier,
             lines_max=settings.apply_records_max,
             dedupe_ms=dedupe_ms,
         )

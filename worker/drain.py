@@ -46,7 +46,6 @@ class Drain:
         keys: Keys,
         metrics: Metrics,
         *,
-        default_tier: str,
         lines_max: int,
         dedupe_ms: int,
     ) -> None:
@@ -54,7 +53,6 @@ class Drain:
         self._redis = redis
         self._keys = keys
         self._metrics = metrics
-        self._default_tier = default_tier
         self._lines_max = lines_max
         self._dedupe_ms = dedupe_ms
         self._round = asyncio.Lock()
@@ -124,7 +122,7 @@ class Drain:
 
     async def _apply(self, shard: ShardKeys, run: Entries) -> Applied | None:
         started = time.perf_counter()
-        applied = await apply_run(self._database, shard.index, run, default_tier=self._default_tier)
+        applied = await apply_run(self._database, shard.index, run)
         if applied is not None:
             metrics, seconds = self._metrics, time.perf_counter() - started
             metrics.applied.inc(applied.applied)

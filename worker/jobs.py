@@ -151,7 +151,13 @@ async def drain_log(ctx: dict[str, Any]) -> int:
 
 async def _keep_redis_current(deps: Deps) -> None:
     """Publish the rules in force, and drop users that changed, where whoever changed them did not live to."""
-    versions = [await deps.redis.hget(shard.meta, "rules") for shard in deps.keys.shards]
+    versions = []
+    dedupe_ms = str(deps.settings.dedupe_seconds * 1000).encode()
+    for shard in deps.keys.shards:
+        version, epoch, found_ms = await deps.redis.hmget(shard.meta, "rules", "epoch", "dedupe_ms")
+        versions.append(version)
+        if epoch is not None and found_ms != dedupe_ms:
+            await deps.redis.hset(shard.meta, "dedupe_ms", dedupe_ms)
     async with deps.database.connection() as connection:
         current = await connection.fetchval(statement("service", "rules_version"))
     if any(version != str(current).encode() for version in versions):

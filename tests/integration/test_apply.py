@@ -46,8 +46,8 @@ async def test_a_run_applied_twice_counts_once(deps: Deps) -> None:
         await deps.quota.record("user-1", "tokens", amount)
     shard, run = await run_of(deps)
 
-    first = await apply_run(deps.database, shard, run, default_tier="free")
-    second = await apply_run(deps.database, shard, run, default_tier="free")
+    first = await apply_run(deps.database, shard, run)
+    second = await apply_run(deps.database, shard, run)
 
     assert first is not None
     assert first.applied == 3
@@ -59,9 +59,7 @@ async def test_two_workers_at_once_apply_each_record_once(deps: Deps) -> None:
     await asyncio.gather(*(deps.quota.record("user-1", "tokens", 1) for _ in range(50)))
     shard, run = await run_of(deps)
 
-    outcomes = await asyncio.gather(
-        *(apply_run(deps.database, shard, run, default_tier="free") for _ in range(4))
-    )
+    outcomes = await asyncio.gather(*(apply_run(deps.database, shard, run) for _ in range(4)))
 
     assert [outcome.applied for outcome in outcomes if outcome is not None] == [50]
     assert await totals(deps) | {
@@ -83,7 +81,7 @@ async def test_a_transaction_that_dies_before_its_commit_leaves_nothing(deps: De
         )
 
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
-        await apply_run(deps.database, shard, run, default_tier="free")
+        await apply_run(deps.database, shard, run)
 
     assert (await totals(deps))["rows"] == 0
     async with deps.database.connection() as other:
