@@ -209,8 +209,8 @@ local function take(at, outcome, state, amount, cost)
   end
   user[4][ARGV[at + 4]] = state
   taken = taken + 1
-  windows[taken] = ''
   if state.rule.windowed then
+    windows[taken] = ''
     -- Which window the line counts in depends on what opened it, so the log has to say.
     for i = 1, state.rule.n do
       local per = state.rule.per[i]
@@ -254,13 +254,13 @@ end
 
 local at, remember = HEAD + records + repeatable, 0
 for n = 1, records do
-  local lines, verb, mark = tonumber(ARGV[at + 1]), ARGV[at + 3], ARGV[HEAD + n]
+  local lines, verb, mark = ARGV[at + 1] == '1' and 1 or tonumber(ARGV[at + 1]), ARGV[at + 3], ARGV[HEAD + n]
   local saved = verb ~= 'k' and (known[n] or fresh[mark])
   local word
   if saved then
     local same = sub(saved, 1, 8) == ARGV[at + 7]
     word = same and 'replayed' or CONFLICT
-    local texts = same and cmsgpack.unpack(sub(saved, 9))
+    local texts = same and (lines == 1 and {sub(saved, 9)} or cmsgpack.unpack(sub(saved, 9)))
     for line = 1, lines do
       replied = replied + 1
       replies[replied] = same and '=' .. texts[line] or CONFLICT
@@ -283,7 +283,8 @@ for n = 1, records do
       end
     end
     if word <= SOFT and verb ~= 'k' then
-      saved = ARGV[at + 7] .. cmsgpack.pack({unpack(replies, first, replied)})
+      -- The fingerprint tells how many lines there are: a record of one is kept as it is, for it is what most are.
+      saved = ARGV[at + 7] .. (lines == 1 and replies[replied] or cmsgpack.pack({unpack(replies, first, replied)}))
       fresh[mark] = saved
       remembered[remember + 1], remembered[remember + 2] = mark, saved
       remember = remember + 2
@@ -298,7 +299,10 @@ if taken > 0 then
   tally.lines = taken
   local entry = {'v', '1', 'e', epoch, 't', format('%d', now), 'c', format(string.rep('%d,', taken), unpack(costs)),
                  'r', '[' .. concat(logged, ',') .. ']'}
-  if windowed then entry[11], entry[12] = 'w', concat(windows, ',') end
+  if windowed then
+    for n = 1, taken do windows[n] = windows[n] or '' end
+    entry[11], entry[12] = 'w', concat(windows, ',')
+  end
   call('XADD', KEYS[1], '*', unpack(entry))
   for p = 1, #places do
     local user = users[places[p]]
