@@ -103,7 +103,9 @@ async def _drop_leftovers(settings: Settings) -> None:
 
 async def _drop_keys(settings: Settings, queue: str, *, match: str) -> None:
     async with Redis.from_url(settings.queue_redis) as redis:
-        jobs = [job.decode() for job in await redis.zrange(queue, 0, -1)]
+        # The worker's own crons have a queue beside that of the producers.
+        queued = [await redis.zrange(name, 0, -1) for name in (queue, f"{queue}:ticks")]
+        jobs = [job.decode() for ids in queued for job in ids]
         if jobs:
             await redis.unlink(*(f"{start}{job}" for job in jobs for start in _JOB_KEYS))
     for url in sorted({settings.quota_redis, settings.queue_redis}):

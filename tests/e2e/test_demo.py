@@ -121,6 +121,8 @@ async def test_a_run_that_is_stopped_leaves_nothing_behind(
         sys.executable, "-m", "cli.demo", "--records", "1000000", "--users", "100",
         cwd=ROOT, env=demo_environment(open_tmp_dir / f"stopped-{code}"),
         stderr=asyncio.subprocess.PIPE,
+        # A shell that runs the tests in the background has Ctrl-C ignored, which a child inherits.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     async with asyncio.timeout(SECONDS_MAX):
