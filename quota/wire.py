@@ -60,7 +60,7 @@ _CODES = {
 _MARK_BYTES = 16  # a collision among 10^9 remembered keys has odds of 1 in 10^20
 _PLAIN = re.compile(r"[A-Za-z0-9._:-]+")
 _NO_KIND, _NO_EXTRAS = ",null,null", [None] * 5
-_FINGERPRINT_BYTES = 8  # tells two payloads of one key apart; not a defence against a forger
+_FINGERPRINT_BYTES = 6  # tells two payloads of one key apart; not a defence against a forger
 
 
 class Ask:
@@ -197,7 +197,7 @@ def _states(limits: bytes, numbers: bytes) -> tuple[LimitState, ...]:
 def _limits(text: bytes) -> tuple[struct.Struct, list[tuple[str, str, int | None]]]:
     """A rule's line as the script answers it, with the form of the counters behind it."""
     limits = []
-    for entry in text.decode().rstrip(";").split(";"):
+    for entry in text.decode().split(";"):
         code, mode, most = entry.split(",")
         limits.append(
             (per_name(code), HARD if mode == HARD[0] else SOFT, None if most == "-1" else int(most))

@@ -6,11 +6,11 @@
 --        then 8 per line, most records having one:
 --          1 lines that this record still has, this one counted   5 amount
 --          2 place of the user's hash in KEYS                      6 cost in micro-credits: "5"; "5,pro=3," where tiers differ
---          3 verb: c consume, k check, r record                    7 fingerprint of the payload, 8 bytes
+--          3 verb: c consume, k check, r record                    7 fingerprint of the payload, 6 bytes
 --          4 feature                                               8 the line as it is logged, a JSON array
 -- Reply  {1, word, ...} with nothing done: "epoch" (the shard is not loaded), "rules" (other version), "shards", their number
 --        {0, now_ms, one per line}: an integer outcome that is no decision, or the decision as text:
---          "outcome;cost;credits;" the limits "per,mode,max;" of the rule, "|", then end_ms and used of each limit as
+--          "outcome;cost;credits;" the limits "per,mode,max" of the rule, with ";" between, "|", then end_ms and used of each limit as
 --          little-endian doubles; "=" before it when it is replayed; max -1 = unlimited, end_ms 0 = never
 --        outcome 0 ok  1 soft_limit  2 limit_exceeded  3 insufficient_credits  4 feature_not_in_tier
 --                10 user not loaded  11 a period or the credits must be rolled over  12 key_conflict  13 not an integer
@@ -68,7 +68,7 @@ local function rule_of(tier, feature)
   if rule then return rule end
   local lines = call('HMGET', KEYS[3], tier .. '/' .. feature, tier .. '/*', tier)
   local line, pers = lines[1] or lines[2] or '', {}
-  rule = {known = line ~= '', overdraft = lines[3] == 'overdraft', line = line .. '|', hard = {}, max = {}, per = pers}
+  rule = {known = line ~= '', overdraft = lines[3] == 'overdraft', line = sub(line, 1, -2) .. '|', hard = {}, max = {}, per = pers}
   for per, mode, max in gmatch(line, '([^,;]+),([hs]),(%-?%d+);') do
     local n = #pers + 1
     pers[n], rule.hard[n], rule.max[n] = per, mode == 'h', tonumber(max)
@@ -258,9 +258,9 @@ for n = 1, records do
   local saved = verb ~= 'k' and (known[n] or fresh[mark])
   local word
   if saved then
-    local same = sub(saved, 1, 8) == ARGV[at + 7]
+    local same = sub(saved, 1, 6) == ARGV[at + 7]
     word = same and 'replayed' or CONFLICT
-    local texts = same and (lines == 1 and {sub(saved, 9)} or cmsgpack.unpack(sub(saved, 9)))
+    local texts = same and (lines == 1 and {sub(saved, 7)} or cmsgpack.unpack(sub(saved, 7)))
     for line = 1, lines do
       replied = replied + 1
       replies[replied] = same and '=' .. texts[line] or CONFLICT
