@@ -196,3 +196,23 @@ async def test_names_of_features_are_the_users_own(deps: Deps) -> None:
 
     assert receipt.recorded == len(names)
     assert all(one.recorded == 2 for one in again)
+
+
+async def test_a_crowd_without_a_worker_asks_once_and_is_told_together(deps: Deps) -> None:
+    loader = RequestLoader(deps.redis, timeout_s=0.5)
+    async with Quota(
+        deps.redis, prefix=deps.keys.prefix, loader=loader, load_timeout_s=0.5
+    ) as quota:
+        decisions = await asyncio.gather(*(quota.consume("user-1", "tokens") for _ in range(50)))
+
+    assert {decision.code for decision in decisions} == {"unavailable"}
+    assert await deps.redis.llen(deps.keys.loads) == 1
+
+
+async def test_a_frozen_worker_does_not_keep_its_shard(deps: Deps) -> None:
+    async with deps.database.connection() as connection:
+        assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "10s"
+
+
+async def test_the_embedded_redis_frees_large_rings_aside(deps: Deps) -> None:
+    assert await deps.redis.config_get("lazyfree-lazy-expire") == {"lazyfree-lazy-expire": "yes"}
