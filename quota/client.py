@@ -145,7 +145,7 @@ class Quota:
         that find a user cold wait for the load, and may be overtaken.
         """
         now_ms = _now_ms(now)
-        answers: list[Decision | QuotaError | asyncio.Task[Decision]] = []
+        answers: list[Decision | QuotaError] = []
         asked: list[tuple[int, UsageRecord, Ask, asyncio.Future[Answer]]] = []
         for place, call in enumerate(calls):
             answers.append(_NO_ANSWER)
@@ -186,7 +186,7 @@ class Quota:
             if isinstance(answer, BaseException) and not isinstance(answer, QuotaError):
                 raise answer
             answers[place] = answer
-        return answers  # type: ignore[return-value]
+        return answers
 
     async def record(
         self,

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
 
     from prometheus_client import CollectorRegistry
 
-__all__ = ["Metrics"]
+__all__ = ["OUTCOMES", "Metrics"]
 
 _VERBS = {"c": "consume", "k": "check", "r": "record"}
-_OUTCOMES = {
+# Outcomes as the admit script names them in its tallies, behind the letter of the verb.
+OUTCOMES = {
     "0": "ok",
     "1": "soft_limit",
     "2": "limit_exceeded",
@@ -121,7 +122,7 @@ class Tallies:
             "allotment_decisions", "Decisions", labels=["verb", "outcome"]
         )
         for verb, verb_name in _VERBS.items():
-            for outcome, outcome_name in _OUTCOMES.items():
+            for outcome, outcome_name in OUTCOMES.items():
                 total = sum(counts.get(verb + outcome, 0) for counts in self._shards.values())
                 decisions.add_metric([verb_name, outcome_name], total)
         yield decisions

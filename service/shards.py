@@ -91,11 +91,10 @@ async def mend_shard(
                 )
             epoch, position = row["epoch"], row["last_entry_id"]
             if epoch == 0 or not await shard_is_sound(redis, shard, epoch=epoch, position=position):
-                found = (
-                    await redis.hget(shard.meta, "epoch") or b"0"
-                )  # ahead, if PostgreSQL was set back
+                # Redis is ahead, if PostgreSQL was set back.
+                found = int(await redis.hget(shard.meta, "epoch") or 0)
                 epoch = await connection.fetchval(
-                    statement("service", "next_epoch"), shard.index, int(found)
+                    statement("service", "next_epoch"), shard.index, found
                 )
                 mended = True
         if mended:

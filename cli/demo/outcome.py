@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cli.demo.report import Use
 from quota.values import parse_user_id
 from service.database import statement
+from service.metrics import OUTCOMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,17 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["read_tallies", "read_use", "totals"]
 
-# As the admit script names them; `check` is left out, which takes nothing.
-_OUTCOMES = {
-    "0": "ok",
-    "1": "soft_limit",
-    "2": "limit_exceeded",
-    "3": "insufficient_credits",
-    "4": "feature_not_in_tier",
-    "12": "key_conflict",
-    "replayed": "replayed",
-}
-
 
 async def read_tallies(redis: Redis, keys: Keys) -> Counter[str]:
     """What the admit script counted in all shards: lines, and decisions by outcome."""
@@ -40,7 +30,7 @@ async def read_tallies(redis: Redis, keys: Keys) -> Counter[str]:
         tallies = await redis.hgetall(shard.tallies)  # type: ignore[misc] # redis-py's union
         for name, count in tallies.items():
             word: str = name.decode()
-            outcome = "lines" if word == "lines" else _OUTCOMES.get(word[1:])
+            outcome = "lines" if word == "lines" else OUTCOMES.get(word[1:])
             if outcome is not None and (outcome == "lines" or word[0] != "k"):
                 found[outcome] += int(count)
     return found
