@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sqlmodel import col, func, select
 
 from cli.options import AsJson, Command, examples
 from cli.output import Output, printable, table
 from cli.session import open_session, run
 from cli.tiers_diff import Change, changes
-from models import User
 from quota.errors import InvalidValueError
-from service.tiers import apply_rules, publish, read_tiers_file, stored_rules
+from service.tiers import apply_rules, publish, read_tiers_file, refuse_orphans, stored_rules
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from quota.rules import Rules
-    from service.database import Database
 
 __all__ = ["app", "read_rules"]
 
@@ -87,7 +84,8 @@ async def _apply(output: Output, rules: Rules, *, dry_run: bool) -> None:
         found = changes(before, rules)
         version = 0 if before is None else before.version
         if dry_run:
-            await _refuse_to_strand_users(session.database, rules)
+            async with session.database.session() as transaction:
+                await refuse_orphans(transaction, rules)
         else:
             with output.step("putting the rules in force"):
                 applied = await apply_rules(session.database, rules)
@@ -108,16 +106,6 @@ async def _apply(output: Output, rules: Rules, *, dry_run: bool) -> None:
         else f"version {version} is in force: {len(found)} changes"
     )
     output.result(answer, _changes_table(found), closing)
-
-
-async def _refuse_to_strand_users(database: Database, rules: Rules) -> None:
-    """Refuse in a dry run what `apply_rules` would refuse: a tier that users are on is missing."""
-    names = list(rules.tiers)
-    gone = select(User.tier, func.count()).where(col(User.tier).not_in(names)).group_by(User.tier)
-    async with database.session() as session:
-        for tier, users in (await session.exec(gone)).all():
-            expected = f"the tier to stay, because {users} users are on it (move them first)"
-            raise InvalidValueError(f"tiers.{tier}", None, expected)
 
 
 def _changes_table(found: list[Change]) -> Table:

@@ -416,7 +416,11 @@ class Quota:
         if text is None:
             return False
         stored = json.loads(text)
-        rules = Rules.from_document(stored["document"], version=stored["version"])
+        rules = Rules.from_document(
+            stored["document"],
+            version=stored["version"],
+            applied_at_ms=stored.get("applied_at_ms", 0),
+        )
         self._gates[shard.index].rules = rules
         return True
 

@@ -70,6 +70,12 @@ class Tier:
     thresholds: tuple[int, ...] = _THRESHOLDS_DEFAULT
     overdraft: bool = False
 
+    @property
+    def allowance_text(self) -> str:
+        """The allowance as heads and lines in Redis have it: `micro/every`, or `-` without one."""
+        found = self.allowance
+        return "-" if found is None else f"{found.amount}/{found.every}"
+
     def limits_of(self, feature: str) -> tuple[Limit, ...] | None:
         """The limits on *feature*, else those on any feature, else None: not in this tier."""
         return self.limits.get(feature) or self.limits.get(ANY_FEATURE)
@@ -77,19 +83,24 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Every tier and price, under one version."""
+    """Every tier and price, under one version.
+
+    `applied_at_ms` is when that version came into force, from which on its allowances count; 0 when
+    it is not known. What the rules say does not depend on it, so it is no part of their equality.
+    """
 
     default_tier: str
     tiers: Mapping[str, Tier]
     prices: Mapping[str, Price]
     document: Mapping[str, Any]
     version: int = 0
+    applied_at_ms: int = field(default=0, compare=False)
     _costs: dict[tuple[str, str | None, str | None, int], str] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @classmethod
-    def from_document(cls, document: object, *, version: int = 0) -> Rules:
+    def from_document(cls, document: object, *, version: int = 0, applied_at_ms: int = 0) -> Rules:
         """Read the content of a `tiers.toml` (DESIGN 10).
 
         Raises:
@@ -107,7 +118,7 @@ class Rules:
             raise InvalidValueError(
                 "default_tier", default, f"one of the tiers: {', '.join(tiers)}"
             )
-        return cls(default, tiers, prices, top, version)
+        return cls(default, tiers, prices, top, version, applied_at_ms)
 
     def price_of(self, tier: str, feature: str) -> Price | None:
         """The tier's own price of *feature*, else everyone's; None: it asks no credits."""
@@ -150,14 +161,15 @@ class Rules:
     def lines(self) -> dict[str, str]:
         """The limits as the admit script reads them: `tier/feature` to `per,mode,max;` of each.
 
-        A tier that may overdraw has a line of its own name.
+        Each tier has a line of its own name: `o` when it may overdraw, else `-`, then its allowance.
         """
         lines = {
             f"{tier.name}/{feature}": "".join(map(_limit_line, limits))
             for tier in self.tiers.values()
             for feature, limits in tier.limits.items()
         }
-        lines.update({tier.name: "overdraft" for tier in self.tiers.values() if tier.overdraft})
+        for tier in self.tiers.values():
+            lines[tier.name] = f"{'o' if tier.overdraft else '-'};{tier.allowance_text}"
         return lines
 
 

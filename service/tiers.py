@@ -17,9 +17,10 @@ from models import CreditPrice, TierLimit, TierVersion, User
 from quota.errors import InvalidValueError
 from quota.rules import UNLIMITED, Rules
 from quota.scripts import ScriptCaller, script
-from quota.values import credits_of
+from quota.values import credits_of, instant_ms, instant_of
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     from sqlmodel.ext.asyncio.session import AsyncSession
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
     from quota.scripts import Client
     from service.database import Database
 
-__all__ = ["apply_rules", "publish", "publish_shard", "read_tiers_file", "stored_rules"]
+__all__ = [
+    "apply_rules",
+    "publish",
+    "publish_shard",
+    "read_tiers_file",
+    "refuse_orphans",
+    "stored_rules",
+]
 
 EVERYONE = "*"  # the tier under which credit_prices has what is not overridden
 _PUBLISH_TIMEOUT_S = 5.0
@@ -48,8 +56,10 @@ def read_tiers_file(path: Path) -> Rules:
     return Rules.from_document(document)
 
 
-async def apply_rules(database: Database, rules: Rules) -> Rules:
+async def apply_rules(database: Database, rules: Rules, *, at: datetime | None = None) -> Rules:
     """Store *rules* as the next version, unless they are what is in force; return what is in force.
+
+    *at* is for tests and scenarios; the clock is PostgreSQL's.
 
     Raises:
         InvalidValueError: a tier that users are on is missing.
@@ -59,10 +69,11 @@ async def apply_rules(database: Database, rules: Rules) -> Rules:
         stored = await _rules_in(session)
         if stored is not None and _same(stored, rules):
             return stored
-        await _refuse_orphans(session, rules)
+        await refuse_orphans(session, rules)
         version = 1 if stored is None else stored.version + 1
-        session.add_all(_rows(rules, version))
-    return Rules.from_document(dict(rules.document), version=version)
+        applied_at_ms = instant_ms(at or (await session.exec(select(func.now()))).one())
+        session.add_all(_rows(rules, version, applied_at=instant_of(applied_at_ms)))
+    return Rules.from_document(dict(rules.document), version=version, applied_at_ms=applied_at_ms)
 
 
 async def stored_rules(database: Database) -> Rules | None:
@@ -80,7 +91,13 @@ async def publish(redis: Client, keys: Keys, rules: Rules) -> None:
 async def publish_shard(redis: Client, shard: ShardKeys, rules: Rules) -> None:
     """Put *rules* in force in one shard, unless it has newer ones."""
     caller = ScriptCaller(redis, timeout_s=_PUBLISH_TIMEOUT_S)
-    document = json.dumps({"version": rules.version, "document": dict(rules.document)})
+    document = json.dumps(
+        {
+            "version": rules.version,
+            "applied_at_ms": rules.applied_at_ms,
+            "document": dict(rules.document),
+        }
+    )
     lines = [text for line in rules.lines().items() for text in line]
     try:
         await caller.call(
@@ -98,7 +115,12 @@ def _same(one: Rules, other: Rules) -> bool:
     )
 
 
-async def _refuse_orphans(session: AsyncSession, rules: Rules) -> None:
+async def refuse_orphans(session: AsyncSession, rules: Rules) -> None:
+    """Refuse *rules* without a tier that users are on.
+
+    Raises:
+        InvalidValueError: *field* is the path of that tier.
+    """
     gone = (
         select(User.tier, func.count())
         .where(col(User.tier).not_in(list(rules.tiers)))
@@ -112,7 +134,7 @@ async def _refuse_orphans(session: AsyncSession, rules: Rules) -> None:
         )
 
 
-def _rows(rules: Rules, version: int) -> list[Any]:
+def _rows(rules: Rules, version: int, *, applied_at: datetime) -> list[Any]:
     rows: list[Any] = []
     for tier in rules.tiers.values():
         rows.append(
@@ -124,6 +146,7 @@ def _rows(rules: Rules, version: int) -> list[Any]:
                 allowance_micro=tier.allowance.amount if tier.allowance else None,
                 allowance_every=tier.allowance.every if tier.allowance else None,
                 thresholds=list(tier.thresholds),
+                applied_at=applied_at,
             )
         )
         for feature, limits in tier.limits.items():
@@ -195,7 +218,8 @@ async def _rules_in(session: AsyncSession) -> Rules | None:
             "format": price.format,
             "quality": price.quality,
         }
-    return Rules.from_document(document, version=version)
+    applied_at_ms = max(instant_ms(tier.applied_at) for tier in tiers)
+    return Rules.from_document(document, version=version, applied_at_ms=applied_at_ms)
 
 
 def _tier_table(tier: TierVersion) -> dict[str, Any]:

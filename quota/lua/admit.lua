@@ -68,7 +68,7 @@ local function rule_of(tier, feature)
   if rule then return rule end
   local lines = call('HMGET', KEYS[3], tier .. '/' .. feature, tier .. '/*', tier)
   local line, pers = lines[1] or lines[2] or '', {}
-  rule = {known = line ~= '', overdraft = lines[3] == 'overdraft', line = sub(line, 1, -2) .. '|', hard = {}, max = {}, per = pers}
+  rule = {known = line ~= '', overdraft = lines[3] and sub(lines[3], 1, 1) == 'o', line = sub(line, 1, -2) .. '|', hard = {}, max = {}, per = pers}
   for per, mode, max in gmatch(line, '([^,;]+),([hs]),(%-?%d+);') do
     local n = #pers + 1
     pers[n], rule.hard[n], rule.max[n] = per, mode == 'h', tonumber(max)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -96,3 +97,17 @@ async def test_new_tiers_bind_the_next_decision(deps: Deps, apply_tiers: ApplyTi
     assert before.code == "ok"
     assert (after.code, after.used, after.limit, after.remaining) == ("limit_exceeded", 60, 50, 0)
     assert (await deps.quota.check("user-1", "image")).code == "feature_not_in_tier"
+
+
+async def test_when_rules_came_into_force_is_stored_and_published_with_them(
+    deps: Deps, apply_tiers: ApplyTiers
+):
+    rules = await apply_tiers(deps, EVERYTHING)
+
+    stored = await stored_rules(deps.database)
+    documents = [await deps.redis.hget(shard.rules, "#document") for shard in deps.keys.shards]
+
+    assert rules.applied_at_ms > 0
+    assert stored is not None
+    assert stored.applied_at_ms == rules.applied_at_ms
+    assert {json.loads(text)["applied_at_ms"] for text in documents} == {rules.applied_at_ms}

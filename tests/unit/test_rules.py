@@ -240,12 +240,13 @@ def test_a_cost_that_no_balance_can_hold_is_refused_as_the_amount():
     assert caught.value.field == "amount"
 
 
-def test_the_lines_for_the_script_say_every_limit_and_who_may_overdraw():
+def test_the_lines_for_the_script_say_every_limit_who_may_overdraw_and_each_allowance():
     assert Rules.from_document(GOOD).lines() == {
         "free/tokens": "d,h,1000;m,s,20000;",
         "free/*": "d,h,100000;",
         "pro/image": "s300,h,-1;",
-        "pro": "overdraft",
+        "free": f"-;{20 * MICRO}/month",
+        "pro": "o;-",
     }
 
 
@@ -263,3 +264,10 @@ def test_rules_with_other_entries_are_not_equal():
     assert rules == Rules.from_document(deepcopy(GOOD))
     assert rules != Rules.from_document(with_entry((*TOKENS, 0, "max"), 1001))
     assert rules != Rules.from_document(GOOD, version=1)
+
+
+def test_when_rules_were_applied_is_kept_and_makes_no_others_of_them():
+    rules = Rules.from_document(GOOD, version=1, applied_at_ms=5)
+
+    assert (rules.applied_at_ms, Rules.from_document(GOOD).applied_at_ms) == (5, 0)
+    assert rules == Rules.from_document(GOOD, version=1, applied_at_ms=6)
