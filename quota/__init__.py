@@ -17,6 +17,9 @@ from quota.errors import (
     KeyConflictError,
     QuotaError,
     QuotaUnavailableError,
+    UnknownGrantError,
+    UnknownHoldError,
+    UnknownKeyError,
     UnknownUserError,
 )
 from quota.loading import Loader
@@ -33,5 +36,8 @@ __all__ = [
     "QuotaError",
     "QuotaUnavailableError",
     "Receipt",
+    "UnknownGrantError",
+    "UnknownHoldError",
+    "UnknownKeyError",
     "UnknownUserError",
 ]

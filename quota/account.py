@@ -1,93 +1,398 @@
-"""A user's grants and overage, moved through time: who pays, what is left, until when that is true.
+"""A user's grants, holds and overage, moved through time: who pays, what is left, until when that is true.
 
-The same steps run where a cold user is loaded, where a client rolls credits over an activation or
-an expiry, and where the worker writes down which grant paid. Overage is paid first by the next
-grant that becomes active (DESIGN 5), so time is walked from one activation to the next.
+The same steps run where a cold user is loaded, where a client rolls credits over an instant, and
+where the worker writes down which grant paid. What happens by itself (a grant becomes active, is set
+back to its amount, gets another amount) is never written by a timer: `Account.advance` walks over it.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
-from quota.burndown import Grant, burn_order, valid_until_ms
+from quota.burndown import burn_order
+from quota.period import renewal_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from uuid import UUID
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["Account"]
+    from quota.burndown import Grant
+
+__all__ = ["Account", "Move", "Payment", "payment_rows", "payments_of"]
+
+_NEVER = 2**63
+
+
+class Move(NamedTuple):
+    """Credits that moved by themselves or came back; *amount* in micro-credits, above 0.
+
+    Kinds: `repaid` a grant paid overage, `renewed` a grant got more, `lapsed` it got less,
+    `forgiven` overage was dropped, `returned` what was paid came back. No grant means overage.
+    """
+
+    kind: str
+    grant_id: UUID | None
+    amount: int
+    at_ms: int
+
+
+class Payment(NamedTuple):
+    """What one grant paid for a hold; it *returns* unless the grant was set back since then."""
+
+    grant_id: UUID | None
+    amount: int
+    returns: bool = True
+
+
+Payments = list[tuple[UUID | None, int]]
+
+
+def payment_rows(payments: Iterable[Payment]) -> list[list[Any]]:
+    """Payments as JSON values."""
+    return [
+        [None if one.grant_id is None else str(one.grant_id), one.amount, one.returns]
+        for one in payments
+    ]
+
+
+def payments_of(rows: Iterable[Sequence[Any]]) -> list[Payment]:
+    """The inverse of `payment_rows`."""
+    return [Payment(None if row[0] is None else UUID(row[0]), row[1], row[2]) for row in rows]
+
+
+class _Pot:
+    """A grant, and what of it changes."""
+
+    __slots__ = ("amount", "change", "ends_at_ms", "every", "grant", "left", "renewed_at_ms")
+
+    def __init__(self, grant: Grant) -> None:
+        self.grant = grant
+        self.left = grant.left
+        self.amount = grant.amount
+        self.every = grant.every
+        self.change = grant.changes_to
+        ends_at_ms = grant.ends_at_ms
+        self.ends_at_ms = _NEVER if ends_at_ms is None else ends_at_ms
+        start_ms = grant.renewed_at_ms
+        self.renewed_at_ms = grant.effective_at_ms if start_ms is None else start_ms
+
+    @property
+    def anchor_ms(self) -> int:
+        anchor_ms = self.grant.anchor_ms
+        return self.grant.effective_at_ms if anchor_ms is None else anchor_ms
+
+    def active(self, at_ms: int) -> bool:
+        return self.grant.effective_at_ms <= at_ms < self.ends_at_ms
+
+    def next_ms(self, at_ms: int) -> int:
+        """The next instant after *at_ms* at which it begins, is set back, changes or ends."""
+        if at_ms >= self.ends_at_ms or self.grant.effective_at_ms >= self.ends_at_ms:
+            return _NEVER
+        if at_ms < self.grant.effective_at_ms:
+            return self.grant.effective_at_ms
+        next_ms = self.ends_at_ms
+        if self.change is not None and self.change[0] > at_ms:
+            next_ms = min(next_ms, self.change[0])
+        if self.every is not None:
+            end_ms = renewal_at(self.every, self.anchor_ms, at_ms).end_ms
+            assert end_ms is not None
+            next_ms = min(next_ms, end_ms)
+        return next_ms
+
+    def current(self) -> Grant:
+        grant = self.grant
+        voided_at_ms = grant.voided_at_ms
+        if self.ends_at_ms not in (_NEVER, grant.ends_at_ms):
+            voided_at_ms = self.ends_at_ms
+        if (self.left, self.amount, self.every, self.change, voided_at_ms) == (
+            grant.left,
+            grant.amount,
+            grant.every,
+            grant.changes_to,
+            grant.voided_at_ms,
+        ) and self.renewed_at_ms == (grant.renewed_at_ms or grant.effective_at_ms):
+            return grant
+        return replace(
+            grant,
+            left=self.left,
+            amount=self.amount,
+            every=self.every,
+            changes_to=self.change,
+            voided_at_ms=voided_at_ms,
+            renewed_at_ms=self.renewed_at_ms,
+        )
 
 
 class Account:
-    """Grants in burn order, what is left of each, and overage; all in micro-credits.
+    """Grants in burn order, what is left of each, holds, and overage; all in micro-credits.
 
-    *at_ms* is when *overage* was made: what began and ended before does not repay it. Instants passed
-    in must not go back: what has been paid stays paid.
+    *at_ms* is when *overage* was made: what began and ended before does not repay it. Time does not
+    go back: what has been paid stays paid, and an earlier instant counts as the latest one seen.
     """
 
-    def __init__(self, grants: Iterable[Grant], overage: int = 0, *, at_ms: int = 0) -> None:
-        self._grants = burn_order(grants)
-        self._left = {grant.id: grant.left for grant in self._grants}
+    def __init__(
+        self,
+        grants: Iterable[Grant],
+        overage: int = 0,
+        *,
+        at_ms: int = 0,
+        holds: Mapping[str, Iterable[Payment]] | None = None,
+    ) -> None:
+        self._pots = [_Pot(grant) for grant in burn_order(grants)]
+        self._by_id = {pot.grant.id: pot for pot in self._pots}
         self.overage = overage
-        self._at_ms = at_ms
+        self.at_ms = at_ms
+        self.holds = {key: list(payments) for key, payments in (holds or {}).items()}
+        self._active: list[_Pot] = []  # those that can pay, in burn order, until _quiet_until_ms
+        self._quiet_until_ms = 0
 
-    def charge(self, cost: int, *, at_ms: int) -> tuple[list[tuple[UUID, int]], int]:
-        """Pay *cost* at *at_ms*; return what each grant paid, in order, and the rest as overage."""
-        payments, rest = self._pay(cost, at_ms)
+    def advance(self, at_ms: int) -> list[Move]:
+        """Walk to *at_ms* over whatever happens by itself up to then, and say what moved.
+
+        Overage is paid by the next grant that becomes active or is set back, so while there is any,
+        each such instant is a step; without it, they are taken at once.
+        """
+        if at_ms < self._quiet_until_ms and not self.overage:
+            self.at_ms = max(self.at_ms, at_ms)
+            return []
+        at_ms = max(self.at_ms, at_ms)
+        moves: list[Move] = []
+        while self.overage:
+            step_ms = min((pot.next_ms(self.at_ms) for pot in self._pots), default=_NEVER)
+            if step_ms >= at_ms:
+                break
+            self._stand_at(step_ms, moves)
+        self._stand_at(at_ms, moves)
+        return moves
+
+    def charge(self, cost: int, *, at_ms: int) -> tuple[Payments, int]:
+        """Pay *cost* at *at_ms*; return what each grant paid, in order, and the rest as overage.
+
+        What happens by itself up to then is taken first; call `advance` before to learn of it.
+        """
+        self.advance(at_ms)
+        payments, rest = self._pay(cost)
         self.overage += rest
         return payments, rest
 
-    def repay(self, *, at_ms: int) -> list[tuple[UUID, int]]:
-        """Let the grants that became active up to *at_ms* pay the overage; return who paid."""
-        payments: list[tuple[UUID, int]] = []
-        if self.overage:
-            steps = {
-                grant.effective_at_ms
-                for grant in self._grants
-                if self._at_ms < grant.effective_at_ms < at_ms
-            }
-            for step_ms in sorted(steps | {at_ms}):
-                paid, self.overage = self._pay(self.overage, step_ms)
-                payments += paid
-                if not self.overage:
-                    break
-        self._at_ms = max(self._at_ms, at_ms)
-        return payments
+    def hold(self, key: str, cost: int, *, at_ms: int) -> None:
+        """Take *cost* as a charge would, and remember who paid until the hold ends."""
+        payments, rest = self.charge(cost, at_ms=at_ms)
+        held = [Payment(grant_id, paid) for grant_id, paid in payments]
+        self.holds[key] = [*held, Payment(None, rest)] if rest else held
+
+    def settle(self, key: str, kept: int) -> tuple[Payments, list[Move]]:
+        """End a hold: *kept* of its cost stays paid, first taken first; the rest goes back, last first.
+
+        What comes back to a grant that is over by now, or was set back since, has lapsed.
+        """
+        payments = self.holds.pop(key)
+        stays: Payments = []
+        back: list[Payment] = []
+        for grant_id, amount, returns in payments:
+            part = min(kept, amount)
+            kept -= part
+            if part:
+                stays.append((grant_id, part))
+            if part < amount:
+                back.append(Payment(grant_id, amount - part, returns))
+        moves: list[Move] = []
+        for one in reversed(back):
+            returned = self._return(one) if one.returns else 0
+            if returned:
+                moves.append(Move("returned", one.grant_id, returned, self.at_ms))
+            if returned < one.amount:
+                moves.append(Move("lapsed", one.grant_id, one.amount - returned, self.at_ms))
+        self._repay(moves)
+        return stays, moves
+
+    def give_back(self, payments: Payments, amount: int) -> list[Move]:
+        """Give *amount* of *payments* back, last first; to a grant that is over by now, nothing.
+
+        A recurring grant takes back no more than its amount. No grant means overage, as far as
+        there is still some.
+        """
+        moves: list[Move] = []
+        for grant_id, paid in reversed(payments):
+            part = min(amount, paid)
+            amount -= part
+            returned = self._return(Payment(grant_id, part))
+            if returned:
+                moves.append(Move("returned", grant_id, returned, self.at_ms))
+        self._repay(moves)
+        return moves
+
+    def void(self, grant_id: UUID, *, at_ms: int) -> int:
+        """End a grant at *at_ms*; return what was left of it, 0 if it was over already."""
+        self.advance(at_ms)
+        pot = self._by_id[grant_id]
+        if pot.ends_at_ms <= self.at_ms:
+            return 0
+        voided, pot.left, pot.ends_at_ms = pot.left, 0, self.at_ms
+        self._stand_at(self.at_ms, [])
+        return voided
+
+    def reset(self, *, at_ms: int, preserve_overage: bool) -> list[Move]:
+        """Let each active grant roll over within its bounds; grants that begin at *at_ms* count whole.
+
+        Overage is dropped, or burns from what rolled over where it is preserved.
+        """
+        moves = self.advance(at_ms - 1) if self.at_ms < at_ms else []
+        for pot in self._pots:
+            if pot.active(self.at_ms) and pot.grant.effective_at_ms < at_ms:
+                bounds = pot.grant
+                left = min(bounds.max_rollover, max(bounds.min_rollover, pot.left))
+                self._set_left(pot, left, at_ms, moves)
+        if self.overage and not preserve_overage:
+            moves.append(Move("forgiven", None, self.overage, at_ms))
+            self.overage = 0
+            self._forget_overage_of_holds()
+        # What began at this very instant is not asked: it joins after what rolled has paid.
+        self._active = [pot for pot in self._active if pot.grant.effective_at_ms < at_ms]
+        self._repay(moves)
+        self._quiet_until_ms = 0
+        return moves + self.advance(at_ms)
 
     def net(self, *, at_ms: int) -> int:
         """Micro-credits that can be spent at *at_ms*, less overage; negative while there is overage."""
-        return (
-            sum(self._left[grant.id] for grant in self._grants if grant.active(at_ms))
-            - self.overage
-        )
+        return sum(pot.left for pot in self._pots if pot.active(at_ms)) - self.overage
 
     def valid_until_ms(self, *, at_ms: int) -> int | None:
-        """The next instant at which `net` may change by itself, if any."""
-        return valid_until_ms(self.grants(), at_ms=at_ms)
+        """The next instant at which `net`, or what may come back of a hold, can change by itself."""
+        paying = {one.grant_id for payments in self.holds.values() for one in payments}
+        changes = (
+            pot.next_ms(at_ms)
+            for pot in self._pots
+            if pot.left or pot.every or pot.change or pot.grant.id in paying
+        )
+        first_ms = min(changes, default=_NEVER)
+        return None if first_ms == _NEVER else first_ms
+
+    def returnable(self, key: str) -> list[tuple[int, bool]]:
+        """What each payer of a hold paid, and whether it would come back now."""
+        return [
+            (one.amount, one.returns and (one.grant_id is None or self._open(one.grant_id)))
+            for one in self.holds[key]
+        ]
 
     def left_of(self, grant_id: UUID) -> int:
         """Micro-credits left of a grant, whether it is active or not."""
-        return self._left[grant_id]
+        return self._by_id[grant_id].left
 
     def grants(self) -> list[Grant]:
-        """The grants in burn order, with what is left of each now."""
-        return [
-            grant
-            if grant.left == self._left[grant.id]
-            else replace(grant, left=self._left[grant.id])
-            for grant in self._grants
-        ]
+        """The grants in burn order, as they are now."""
+        return [pot.current() for pot in self._pots]
 
-    def _pay(self, cost: int, at_ms: int) -> tuple[list[tuple[UUID, int]], int]:
-        payments: list[tuple[UUID, int]] = []
-        for grant in self._grants:
+    def _open(self, grant_id: UUID) -> bool:
+        pot = self._by_id.get(grant_id)
+        return pot is not None and self.at_ms < pot.ends_at_ms
+
+    def _stand_at(self, at_ms: int, moves: list[Move]) -> None:
+        """Take everything that happened up to *at_ms*, and let what is active pay overage."""
+        self.at_ms = at_ms
+        for pot in self._pots:
+            if pot.every is not None or pot.change is not None:
+                self._catch_up(pot, moves)
+        self._active = [pot for pot in self._pots if pot.active(at_ms)]
+        self._quiet_until_ms = min((pot.next_ms(at_ms) for pot in self._pots), default=_NEVER)
+        self._repay(moves)
+
+    def _catch_up(self, pot: _Pot, moves: list[Move]) -> None:
+        last_ms = min(self.at_ms, pot.ends_at_ms - 1)
+        if last_ms < pot.grant.effective_at_ms:
+            return
+        if pot.change is not None and pot.change[0] <= last_ms:
+            changed_at_ms, amount, every = pot.change
+            pot.change = None
+            self._renew(pot, min(changed_at_ms, last_ms), moves)
+            left = max(0, amount - (pot.amount - pot.left))
+            self._set_left(pot, left, changed_at_ms, moves)
+            pot.amount, pot.every = amount, every
+        self._renew(pot, last_ms, moves)
+
+    def _renew(self, pot: _Pot, at_ms: int, moves: list[Move]) -> None:
+        if pot.every is None or at_ms < pot.grant.effective_at_ms:
+            return
+        start_ms = renewal_at(pot.every, pot.anchor_ms, at_ms).start_ms
+        if start_ms <= pot.renewed_at_ms:
+            return
+        pot.renewed_at_ms = start_ms
+        self._set_left(pot, pot.amount, start_ms, moves)
+        for key, payments in self.holds.items():
+            self.holds[key] = [
+                one._replace(returns=False) if one.grant_id == pot.grant.id else one
+                for one in payments
+            ]
+
+    def _set_left(self, pot: _Pot, left: int, at_ms: int, moves: list[Move]) -> None:
+        if left > pot.left:
+            moves.append(Move("renewed", pot.grant.id, left - pot.left, at_ms))
+        elif left < pot.left:
+            moves.append(Move("lapsed", pot.grant.id, pot.left - left, at_ms))
+        pot.left = left
+
+    def _pay(self, cost: int) -> tuple[Payments, int]:
+        payments: Payments = []
+        for pot in self._active:
             if not cost:
                 break
-            left = self._left[grant.id]
-            if left and grant.active(at_ms):
-                paid = min(cost, left)
-                self._left[grant.id] = left - paid
-                payments.append((grant.id, paid))
+            if pot.left:
+                paid = min(cost, pot.left)
+                pot.left -= paid
+                payments.append((pot.grant.id, paid))
                 cost -= paid
         return payments, cost
+
+    def _repay(self, moves: list[Move]) -> None:
+        """Let what is active pay overage: that of usage first, then that of holds, whose payer it becomes."""
+        if not self.overage:
+            return
+        payments, rest = self._pay(self.overage)
+        held = sum(
+            one.amount
+            for held in self.holds.values()
+            for one in held
+            if one.grant_id is None and one.returns
+        )
+        burnt = max(0, self.overage - held)
+        self.overage = rest
+        for grant_id, paid in payments:
+            part = min(paid, burnt)
+            burnt -= part
+            if part:
+                moves.append(Move("repaid", grant_id, part, self.at_ms))
+            if part < paid:
+                self._take_over(grant_id, paid - part)
+
+    def _take_over(self, grant_id: UUID | None, amount: int) -> None:
+        for key, payments in self.holds.items():
+            taken: list[Payment] = []
+            for one in payments:
+                part = min(amount, one.amount) if one.grant_id is None and one.returns else 0
+                amount -= part
+                if part:
+                    taken.append(Payment(grant_id, part))
+                if part < one.amount:
+                    taken.append(one._replace(amount=one.amount - part))
+            self.holds[key] = taken
+
+    def _forget_overage_of_holds(self) -> None:
+        for key, payments in self.holds.items():
+            self.holds[key] = [
+                one._replace(returns=False) if one.grant_id is None else one for one in payments
+            ]
+
+    def _return(self, payment: Payment) -> int:
+        grant_id, amount, _ = payment
+        if grant_id is None:
+            returned = min(amount, self.overage)
+            self.overage -= returned
+            return returned
+        if not self._open(grant_id):
+            return 0
+        pot = self._by_id[grant_id]
+        if pot.every is not None:
+            amount = min(amount, max(0, pot.amount - pot.left))
+        pot.left += amount
+        return amount

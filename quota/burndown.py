@@ -33,6 +33,15 @@ class Grant:
     voided_at_ms: int | None = None
     created_at_ms: int
     name: str | None = None
+    # What is left at a reset becomes at most `max_rollover` and at least `min_rollover`.
+    min_rollover: int = 0
+    max_rollover: int = 0
+    # A recurring grant is set back to its amount each day, week or month, counted from its anchor.
+    every: str | None = None
+    anchor_ms: int | None = None  # none: effective_at_ms
+    renewed_at_ms: int | None = None  # when the recurrence began that `left` belongs to
+    # (at_ms, amount, every): from then on it is of another amount; what was used stays used.
+    changes_to: tuple[int, int, str] | None = None
 
     @property
     def ends_at_ms(self) -> int | None:

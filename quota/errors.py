@@ -15,6 +15,9 @@ __all__ = [
     "KeyConflictError",
     "QuotaError",
     "QuotaUnavailableError",
+    "UnknownGrantError",
+    "UnknownHoldError",
+    "UnknownKeyError",
     "UnknownUserError",
 ]
 
@@ -65,6 +68,40 @@ class UnknownUserError(QuotaError):
 
     def __str__(self) -> str:
         return f"no user {_shown(self.user_id)}"
+
+
+class _UnknownNameError(QuotaError):
+    """What was named does not exist; nothing changed."""
+
+    _what: ClassVar[str]
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"no {self._what} {_shown(self.name)}"
+
+
+class UnknownHoldError(_UnknownNameError):
+    """There is no such hold: it was never allowed, or it ended longer ago than keys are remembered."""
+
+    code: ClassVar[str] = "unknown_hold"
+    _what = "hold"
+
+
+class UnknownKeyError(_UnknownNameError):
+    """No usage was recorded under this key."""
+
+    code: ClassVar[str] = "unknown_key"
+    _what = "record with the key"
+
+
+class UnknownGrantError(_UnknownNameError):
+    """The user has no such grant."""
+
+    code: ClassVar[str] = "unknown_grant"
+    _what = "grant"
 
 
 class InvalidValueError(QuotaError, ValueError):

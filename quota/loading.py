@@ -1,8 +1,11 @@
-"""How a process without a database gets users into Redis: it asks, through Redis, and is answered.
+"""How a process without a database reaches what PostgreSQL has: it asks, through Redis, and is answered.
 
 The request goes into one list, the answer comes back on a list of the request's own. Whoever has
 PostgreSQL takes requests from there (the worker does). Users that are missed while a request is
 under way share the next one, so a crowd of cold calls is few requests.
+
+A request that was refused is answered with the refusal, which is raised here as if it had been
+found in this process; one that nobody could carry out is `QuotaUnavailableError`.
 """
 
 from __future__ import annotations
@@ -12,14 +15,25 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-from quota.errors import QuotaUnavailableError
+from quota.errors import (
+    InvalidValueError,
+    KeyConflictError,
+    QuotaError,
+    QuotaUnavailableError,
+    UnknownUserError,
+)
 
 if TYPE_CHECKING:
     from quota.keys import Keys, ShardKeys
     from quota.scripts import Client
     from quota.values import User
 
-__all__ = ["Loader", "RequestLoader"]
+__all__ = ["REFUSALS", "Loader", "RequestLoader", "refusal_of"]
+
+# What a request can be refused with; each takes the arguments it was made with.
+REFUSALS: dict[str, type[QuotaError]] = {
+    kind.code: kind for kind in (InvalidValueError, KeyConflictError, UnknownUserError)
+}
 
 REQUESTS_MAX = 10_000  # waiting; older ones fall off, their askers ask again
 REQUEST_TTL_S = 60  # after which nobody waits any more
@@ -28,13 +42,49 @@ _SLACK_S = 0.5  # the wait is Redis' own; this is for a Redis that does not come
 
 
 class Loader(Protocol):
-    """Gets users, or a whole shard, from PostgreSQL into Redis."""
+    """Gets users, or a whole shard, from PostgreSQL into Redis; and what only PostgreSQL can answer."""
 
-    async def load(self, keys: Keys, user: User, *, now_ms: int) -> bool:
-        """Bring *user* into Redis as of *now_ms* (0: the server's clock); False: there is no such user."""
+    async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
+        """Bring *user* into Redis as of *now_ms* (0: the server's clock); False: there is no such user.
+
+        With *late* the counters of the periods that ended last come along, for records of then.
+        """
 
     async def load_shard(self, keys: Keys, shard: ShardKeys) -> None:
         """Bring the shard's epoch and the rules into Redis."""
+
+    async def refund(
+        self,
+        keys: Keys,
+        user: User | None,
+        key: str,
+        *,
+        amount: int | None,
+        refund_id: str | None,
+        now_ms: int,
+    ) -> dict[str, Any]:
+        """Give back *amount* units of the record *key* (None: all); what came of it, as JSON values.
+
+        Raises:
+            UnknownKeyError, UnknownUserError, InvalidValueError: nothing was given back.
+        """
+
+    async def explain(self, keys: Keys, user: User, feature: str, *, now_ms: int) -> dict[str, Any]:
+        """What PostgreSQL and the log have of *user* and *feature*; see `quota.explain.Stored`.
+
+        Raises:
+            UnknownUserError
+        """
+
+
+def refusal_of(error: QuotaError) -> dict[str, Any]:
+    """The answer that says *error*, for `RequestLoader` to raise again."""
+    field = {"field": error.field} if isinstance(error, InvalidValueError) else {}
+    return {"refused": {"code": error.code, **field, "args": [*map(_plain, error.args)]}}
+
+
+def _plain(argument: object) -> object:
+    return argument if argument is None or isinstance(argument, (str, int)) else repr(argument)
 
 
 class RequestLoader:
@@ -43,25 +93,26 @@ class RequestLoader:
     def __init__(self, redis: Client, *, timeout_s: float) -> None:
         self._redis = redis
         self._timeout_s = timeout_s
-        self._asked: dict[tuple[str, int], asyncio.Future[bool]] = {}
-        self._next: dict[tuple[int, int], list[User]] = {}
+        self._asked: dict[tuple[str, _Kind], asyncio.Future[bool]] = {}
+        self._next: dict[tuple[int, _Kind], list[User]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def load(self, keys: Keys, user: User, *, now_ms: int) -> bool:
+    async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
         """Join the request that is under way for this user, else the next one of the shard.
 
         Raises:
             QuotaUnavailableError: no worker answered in time.
         """
-        future = self._asked.get((user.text, now_ms))
+        kind = (now_ms, late)
+        future = self._asked.get((user.text, kind))
         if future is None:
             loop = asyncio.get_running_loop()
-            future = self._asked[user.text, now_ms] = loop.create_future()
+            future = self._asked[user.text, kind] = loop.create_future()
             shard = keys.shard_of(user.id).index
-            group = self._next.setdefault((shard, now_ms), [])
+            group = self._next.setdefault((shard, kind), [])
             group.append(user)
             if len(group) == 1:
-                task = loop.create_task(self._ask_for_group(keys, shard, now_ms))
+                task = loop.create_task(self._ask_for_group(keys, shard, kind))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(future)
@@ -74,15 +125,49 @@ class RequestLoader:
         """
         await self._request(keys, {"shard": shard.index, "users": [], "now_ms": 0})
 
-    async def _ask_for_group(self, keys: Keys, shard: int, now_ms: int) -> None:
-        users = self._next.pop((shard, now_ms))
+    async def refund(
+        self,
+        keys: Keys,
+        user: User | None,
+        key: str,
+        *,
+        amount: int | None,
+        refund_id: str | None,
+        now_ms: int,
+    ) -> dict[str, Any]:
+        """Have a worker refund; see `Loader.refund`.
+
+        Raises:
+            QuotaUnavailableError: no worker answered in time. If one was at it, the units may be given
+                back all the same: ask again with the same *refund_id*.
+        """
+        asked = {
+            "user": None if user is None else user.text,
+            "key": key,
+            "amount": amount,
+            "refund_id": refund_id,
+            "now_ms": now_ms,
+        }
+        return _answered(await self._request(keys, {"refund": asked}, withdraw=True))
+
+    async def explain(self, keys: Keys, user: User, feature: str, *, now_ms: int) -> dict[str, Any]:
+        """Ask a worker what is stored; see `Loader.explain`.
+
+        Raises:
+            QuotaUnavailableError: no worker answered in time.
+        """
+        asked = {"user": user.text, "feature": feature, "now_ms": now_ms}
+        return _answered(await self._request(keys, {"explain": asked}, withdraw=True))
+
+    async def _ask_for_group(self, keys: Keys, shard: int, kind: _Kind) -> None:
+        users = self._next.pop((shard, kind))
+        now_ms, late = kind
         for start in range(0, len(users), _USERS_MAX):
             names = [user.text for user in users[start : start + _USERS_MAX]]
-            futures = {name: self._asked[name, now_ms] for name in names}
+            futures = {name: self._asked[name, kind] for name in names}
+            request = {"shard": shard, "users": names, "now_ms": now_ms, "late": late}
             try:
-                answer = await self._request(
-                    keys, {"shard": shard, "users": names, "now_ms": now_ms}
-                )
+                answer = await self._request(keys, request)
             except Exception as error:  # the edge of a task: whoever waits has to learn of it
                 for future in futures.values():
                     future.set_exception(QuotaUnavailableError(str(error)))
@@ -92,18 +177,22 @@ class RequestLoader:
                 for name, future in futures.items():
                     future.set_result(name not in unknown)
             for name in names:
-                del self._asked[name, now_ms]
+                del self._asked[name, kind]
 
-    async def _request(self, keys: Keys, request: dict[str, Any]) -> dict[str, Any]:
+    async def _request(
+        self, keys: Keys, request: dict[str, Any], *, withdraw: bool = False
+    ) -> dict[str, Any]:
         try:
             async with asyncio.timeout(self._timeout_s + _SLACK_S):
-                return await self._asked_and_answered(keys, request)
+                return await self._asked_and_answered(keys, request, withdraw=withdraw)
         except TimeoutError:
             raise QuotaUnavailableError(
                 f"Redis did not answer within {self._timeout_s} s"
             ) from None
 
-    async def _asked_and_answered(self, keys: Keys, request: dict[str, Any]) -> dict[str, Any]:
+    async def _asked_and_answered(
+        self, keys: Keys, request: dict[str, Any], *, withdraw: bool
+    ) -> dict[str, Any]:
         reply_key = keys.reply_of(uuid4().hex)
         text = json.dumps({**request, "reply": reply_key})
         await self._redis.lpush(keys.loads, text)
@@ -111,10 +200,26 @@ class RequestLoader:
         await self._redis.expire(keys.loads, REQUEST_TTL_S)
         found = await self._redis.blpop([reply_key], timeout=self._timeout_s)
         if found is None:
+            if (
+                withdraw
+            ):  # a worker that comes later shall not do what the caller was told was not done
+                await self._redis.lrem(keys.loads, 1, text)
             raise QuotaUnavailableError(
-                f"no worker answered a load request within {self._timeout_s} s: is `python -m worker` running?"
+                f"no worker answered a request within {self._timeout_s} s: is `python -m worker` running?"
             )
         answer: dict[str, Any] = json.loads(found[1])
         if "error" in answer:
-            raise QuotaUnavailableError(f"a worker could not load the user: {answer['error']}")
+            raise QuotaUnavailableError(f"a worker could not answer: {answer['error']}")
         return answer
+
+
+def _answered(answer: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for; raises what it was refused with."""
+    if "refused" in answer:
+        refused = answer["refused"]
+        raise REFUSALS.get(refused["code"], QuotaUnavailableError)(*refused["args"])
+    found: dict[str, Any] = answer["answer"]
+    return found
+
+
+_Kind = tuple[int, bool]  # of a load: now_ms, late

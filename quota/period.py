@@ -22,15 +22,18 @@ if TYPE_CHECKING:
 __all__ = [
     "CALENDAR_PERIODS",
     "CYCLE_MONTHS_MAX",
+    "RENEWALS",
     "WINDOW_SECONDS_MAX",
     "Calendar",
     "Window",
     "parse_cycle_months",
     "parse_per",
     "parse_timezone",
+    "renewal_at",
     "window_at",
 ]
 
+RENEWALS = ("day", "week", "month")  # how often a recurring grant is set back
 CALENDAR_PERIODS = ("hour", "day", "week", "month", "year", "cycle", "lifetime")
 WINDOW_SECONDS_MAX = 31_622_400  # a leap year
 CYCLE_MONTHS_MAX = 120  # ten years; nobody is billed less often
@@ -41,6 +44,7 @@ _SLOTS_CACHED_MAX = 4_096  # each period in each zone, for the slots around now
 _CYCLES_CACHED_MAX = 16_384  # one for each user of a busy process and day
 _ZONES_CACHED_MAX = 1_024  # more than there are zones
 _DAY_MS = 86_400_000
+_RENEWAL_MS = {"day": _DAY_MS, "week": 7 * _DAY_MS}
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 _HOUR = timedelta(hours=1)
 _SECOND = timedelta(seconds=1)
@@ -120,6 +124,22 @@ def window_at(per: str, at_ms: int, calendar: Calendar) -> Window:
         if window.end_ms is not None and at_ms < window.end_ms:
             return window
     raise AssertionError("the windows of a slot or day cover it")
+
+
+def renewal_at(every: str, anchor_ms: int, at_ms: int) -> Window:
+    """The stretch between two recurrences that contains *at_ms*, counted from *anchor_ms* in UTC.
+
+    Days and weeks are of 24 and 168 hours; months are clamped as a cycle's are.
+    """
+    if every == "month":
+        for window in _cycles_in_day(anchor_ms, 1, at_ms // _DAY_MS):
+            assert window.end_ms is not None
+            if at_ms < window.end_ms:
+                return window
+        raise AssertionError("the cycles of a day cover it")
+    length_ms = _RENEWAL_MS[every]
+    start_ms = at_ms - (at_ms - anchor_ms) % length_ms
+    return Window(start_ms, start_ms + length_ms)
 
 
 @lru_cache(maxsize=_SLOTS_CACHED_MAX)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from decimal import Decimal
 
-__all__ = ["Price", "cost_of", "parse_price"]
+__all__ = ["Price", "cost_of", "cost_of_units", "parse_price", "unit_of"]
 
 _WHOLE_MAX = 15  # digits before the point
 _PLACES_MAX = 12  # a provider's price per token needs 8 to 10
@@ -53,8 +53,14 @@ def cost_of(price: Price | None, *, amount: int, format: str | None, quality: st
     No price costs nothing; a format or quality that is not listed multiplies by 1.
     """
     assert amount > 0
+    numerator, denominator = unit_of(price, format=format, quality=quality)
+    return cost_of_units(numerator, denominator, amount=amount)
+
+
+def unit_of(price: Price | None, *, format: str | None, quality: str | None) -> tuple[int, int]:
+    """Micro-credits of one unit, exact, as a reduced fraction."""
     if price is None:
-        return 0
+        return 0, 1
     listed = (
         format if format in price.formats else None,
         quality if quality in price.qualities else None,
@@ -62,7 +68,15 @@ def cost_of(price: Price | None, *, amount: int, format: str | None, quality: st
     unit = price._units.get(listed)
     if unit is None:
         unit = price._units[listed] = _unit(price, format=listed[0], quality=listed[1])
-    numerator, denominator = unit
+    return unit
+
+
+def cost_of_units(numerator: int, denominator: int, *, amount: int) -> int:
+    """Micro-credits for *amount* units of that price, rounded half-even.
+
+    Raises:
+        InvalidValueError: they are more than anyone can have.
+    """
     cost = numerator * amount
     if denominator != 1:
         cost = _half_even(cost, denominator)
