@@ -1,0 +1,203 @@
+"""Has a user stand still: out of Redis, kept out, and all that was admitted of it applied.
+
+Then there is one state of the user, in PostgreSQL, and a rare change (a void, a reset, a refund, another
+tier) is made on it as one transaction. The next decision loads the user again, and sees the change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import uuid4
+
+import structlog
+from redis.exceptions import RedisError
+
+from quota.errors import QuotaUnavailableError
+from quota.scripts import ScriptCaller, script
+from service.database import statement
+from service.shards import entry_number
+from service.usage_log import NewerVersionError, read_entries
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from quota.keys import Keys, ShardKeys
+    from quota.scripts import Client
+    from quota.values import User
+    from service.database import Database
+
+__all__ = ["STILL", "Settle", "standing_still"]
+
+STILL = "still:"  # how the token of a stillness begins; freeze.lua and forget.lua know it too
+WAIT_S = 8.0  # for others to let the user go, and for the log to be applied
+BLOCK_S_MAX = (
+    10.0  # a change is a dozen statements; PostgreSQL ends an idle transaction by then too
+)
+TOKEN_MS = 20_000  # longer than the wait and the block: the token outlives a change that goes well
+_POLL_S = 0.02
+_LINES_MAX = 5_000  # of the log, read at once
+_TIMEOUT_S = 5.0
+_log = structlog.get_logger("allotment.still")
+
+# Applies what the log holds, in this process; None waits for a worker to do it.
+Settle = Callable[[], Awaitable[object]] | None
+
+
+@asynccontextmanager
+async def standing_still(
+    database: Database,
+    redis: Client,
+    keys: Keys,
+    user: User,
+    *,
+    settle: Settle,
+    wait_s: float = WAIT_S,
+) -> AsyncIterator[None]:
+    """A block in which nothing is decided about *user*, and PostgreSQL has all that was.
+
+    Decisions wait meanwhile, and see what the block committed. A process that dies in the block
+    keeps them waiting for `TOKEN_MS` at most.
+
+    Raises:
+        QuotaUnavailableError: the log is behind and nobody applies it, Redis is down, another change
+            of the user takes too long, or the block took longer than `BLOCK_S_MAX`.
+    """
+    still = _Stillness(database, redis, keys.shard_of(user.id), user, settle)
+    try:
+        try:
+            await still.begin(wait_s)
+        except RedisError as error:
+            raise QuotaUnavailableError(str(error)) from error
+        try:
+            async with asyncio.timeout(BLOCK_S_MAX):
+                yield
+        except TimeoutError:
+            message = f"the change of a user was given up after {BLOCK_S_MAX:g} s"
+            raise QuotaUnavailableError(message) from None
+    finally:
+        await still.end()
+
+
+class _Place(NamedTuple):
+    """How far the log was applied, and how far it goes."""
+
+    applied: str
+    end: str
+
+    @property
+    def reached(self) -> bool:
+        return entry_number(self.end) <= entry_number(self.applied)
+
+
+class _Stillness:
+    """One attempt, with a token of its own."""
+
+    def __init__(
+        self, database: Database, redis: Client, shard: ShardKeys, user: User, settle: Settle
+    ) -> None:
+        self._database = database
+        self._redis = redis
+        self._shard = shard
+        self._user = user
+        self._settle = settle
+        self._token = STILL + uuid4().hex
+        self._token_key = shard.token_of(user.id.hex)
+        self._frozen = False
+
+    async def begin(self, wait_s: float) -> None:
+        """Freeze the user and wait for what was admitted of it, *wait_s* together."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        # Most of a backlog is applied while the user is still served. It is the others' too, so it
+        # need not go to its end.
+        end = (await self._place()).end
+        await self._applied(end, until=started + wait_s / 2)
+        await self._freeze(until=started + wait_s)
+        place = await self._place()
+        last = None if place.reached else await self._last_entry(place)
+        if last is not None and not await self._applied(last, until=started + wait_s):
+            raise QuotaUnavailableError(
+                f"the usage log of shard {self._shard.index} is behind: what the user used was not "
+                f"applied within {wait_s:g} s, is a worker running?"
+            )
+        if await self._redis.get(self._token_key) != self._token.encode():
+            raise QuotaUnavailableError("Redis lost that the user stands still: try again")
+
+    async def end(self) -> None:
+        """Let the user be loaded again."""
+        if not self._frozen:
+            return
+        try:
+            await self._call("release", [self._token_key], [self._token])
+        except RedisError as error:  # the change is made: this must not make a failure of it
+            _log.warning("still.token_left", error=str(error), expires_in_ms=TOKEN_MS)
+
+    async def _freeze(self, *, until: float) -> None:
+        name = self._user.id.hex
+        names = [
+            f(name) for f in (self._shard.user_of, self._shard.grants_of, self._shard.token_of)
+        ]
+        self._frozen = True  # as soon as it is asked for: the reply may be lost
+        while not await self._call("freeze", names, [self._token, TOKEN_MS]):
+            if asyncio.get_running_loop().time() >= until:
+                raise QuotaUnavailableError("another change of this user is under way: try again")
+            await asyncio.sleep(_POLL_S)
+
+    async def _applied(self, entry_id: str, *, until: float) -> bool:
+        """Wait until the log is applied up to this entry; False: it was not in time."""
+        while True:
+            if entry_number(await self._position()) >= entry_number(entry_id):
+                return True
+            if asyncio.get_running_loop().time() >= until:
+                return False
+            if self._settle is not None:
+                try:
+                    async with asyncio.timeout_at(until):
+                        await self._settle()
+                except TimeoutError:
+                    return False
+                if entry_number(await self._position()) >= entry_number(entry_id):
+                    return True
+            await asyncio.sleep(_POLL_S)  # somebody else is at it
+
+    async def _place(self) -> _Place:
+        found = await self._redis.xrevrange(self._shard.log, count=1)
+        return _Place(await self._position(), found[0][0].decode() if found else "0-0")
+
+    async def _position(self) -> str:
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(
+                statement("service", "shard_position"), self._shard.index
+            )
+        assert row is not None, "make_shards made every row at start"
+        position: str = row["last_entry_id"]
+        return position
+
+    async def _last_entry(self, place: _Place) -> str | None:
+        """The last entry that is not applied and has a line of this user, if there is one."""
+        found, after = None, place.applied
+        while entry_number(after) < entry_number(place.end):
+            try:
+                run = await read_entries(
+                    self._redis, self._shard, after=after, lines_max=_LINES_MAX
+                )
+            except NewerVersionError as error:
+                raise QuotaUnavailableError(str(error)) from error
+            if run.last == after:
+                break
+            for user_id, *_, entry_id in run.lines:
+                if user_id == self._user.id:
+                    found = entry_id
+            after = run.last
+        return found
+
+    async def _call(self, name: str, keys: list[str], arguments: list[str | int]) -> int:
+        caller = ScriptCaller(self._redis, timeout_s=_TIMEOUT_S)
+        try:
+            reply: int = await caller.call(script(name), keys, arguments)
+        finally:
+            await caller.close()
+        return reply
