@@ -12,7 +12,7 @@ from quota.decision import LimitState, remaining_of
 from quota.period import CALENDAR_PERIODS, Window, window_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from quota.decision import Limit
     from quota.period import Calendar
@@ -53,11 +53,11 @@ class Counters:
         remaining = remaining_of(most, used=used)
         return LimitState(per, mode, used, most, remaining, window.end_ms)
 
-    def add(self, feature: str, amount: int, windows: Iterable[tuple[str, Window]]) -> list[Place]:
+    def add(self, feature: str, amount: int, windows: Mapping[str, Window]) -> list[Place]:
         """Count *amount* in each of *windows*; return where, for `give_back`."""
         places = []
         self.features.add(feature)
-        for per, window in windows:
+        for per, window in windows.items():
             place = (per, window.start_ms)
             self._used[feature, place] = self._used.get((feature, place), 0) + amount
             places.append(place)

@@ -1,0 +1,252 @@
+"""`InMemoryQuota`: the verbs of `quota.Quota` without Redis and PostgreSQL, for an application's tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
+
+from quota.decision import UNKNOWN_USER, Decision
+from quota.errors import InvalidValueError, QuotaError, UnknownHoldError
+from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse_ttl
+from quota.receipt import Receipt
+from quota.testing.installation import Installation
+from quota.testing.member import COMMITTED, OPEN, RELEASED
+from quota.values import AMOUNT_MAX, parse_amount, parse_key, parse_user_id, usage_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from quota.balance import Balance
+    from quota.testing.member import Given, Member
+    from quota.testing.member import Hold as Held
+    from quota.values import UsageRecord
+
+__all__ = ["InMemoryQuota"]
+
+
+class InMemoryQuota(Installation):
+    """Answers as a `Quota` does, by the same rules, and forgets everything with the process.
+
+    Beside the verbs of `Quota` it has those that an operator has, to set a scene; see `Installation`.
+    """
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Nothing: there is nothing to give back."""
+
+    async def consume(
+        self,
+        user_id: object,
+        feature: object,
+        amount: object = 1,
+        *,
+        now: datetime | None = None,
+        **payload: Any,
+    ) -> Decision:
+        """As `Quota.consume`."""
+        now_ms = self._now_ms(now)
+        return self._consume(
+            usage_record(user_id, feature, amount, now_ms=now_ms, **payload), now_ms
+        )
+
+    async def check(
+        self,
+        user_id: object,
+        feature: object,
+        amount: object = 1,
+        *,
+        now: datetime | None = None,
+        **payload: Any,
+    ) -> Decision:
+        """As `Quota.check`."""
+        now_ms = self._now_ms(now)
+        record = usage_record(user_id, feature, amount, now_ms=now_ms, **payload)
+        member = self._member(record.user, now_ms)
+        if member is None:
+            return _unknown(record, now_ms)
+        self._refuse_what_no_one_can_pay(record)
+        return member.decide(record, now_ms=now_ms, take=False)
+
+    async def consume_many(
+        self, calls: Iterable[Mapping[str, Any]], *, now: datetime | None = None
+    ) -> list[Decision | QuotaError]:
+        """As `Quota.consume_many`."""
+        now_ms = self._now_ms(now)
+        answers: list[Decision | QuotaError] = []
+        for call in calls:
+            try:
+                record = usage_record(now_ms=now_ms, **{"amount": 1, "feature": None, **call})
+                answers.append(self._consume(record, now_ms))
+            except QuotaError as error:
+                answers.append(error)
+            except TypeError as error:
+                expected = f"the arguments of consume ({error})"
+                answers.append(InvalidValueError("call", call, expected))
+        return answers
+
+    async def record(
+        self,
+        user_id: object,
+        feature: object,
+        amount: object = 1,
+        *,
+        now: datetime | None = None,
+        **payload: Any,
+    ) -> Receipt:
+        """As `Quota.record`."""
+        now_ms = self._now_ms(now)
+        records = usage_records(user_id, feature, amount, now_ms=now_ms, payload=payload)
+        member = self._known_member(records[0].user, now_ms)
+        given = member.given(records)
+        if given is not None:
+            lines = tuple(replace(line, now_ms=now_ms, replayed=True) for line in given.decisions)
+            return Receipt(len(lines), True, records[0].key, lines)
+        for record in records:
+            self._refuse_what_no_one_can_pay(record)
+        decisions = member.record(records, now_ms=now_ms)
+        if decisions is None:
+            expected = f"an amount that keeps the count below {AMOUNT_MAX}"
+            raise InvalidValueError("amount", records[0].amount, expected)
+        return Receipt(len(decisions), False, records[0].key, decisions)
+
+    def reserve(
+        self,
+        user_id: object,
+        feature: object,
+        amount: object = 1,
+        *,
+        ttl: object = TTL_SECONDS_DEFAULT,
+        now: datetime | None = None,
+        **payload: Any,
+    ) -> Reservation:
+        """As `Quota.reserve`."""
+        asked = self._reserve(user_id, feature, amount, ttl=ttl, now=now, payload=payload)
+        return Reservation(asked, now=now)
+
+    async def commit(
+        self,
+        user_id: object,
+        hold_id: object,
+        amount: object = None,
+        *,
+        now: datetime | None = None,
+    ) -> Settlement:
+        """As `Quota.commit`."""
+        now_ms = self._now_ms(now)
+        member, given, hold = self._held(user_id, hold_id, now_ms)
+        actual = given.records[0].amount if amount is None else _committed(amount)
+        if hold.status == OPEN:
+            decision = member.commit(given, actual, now_ms=now_ms)
+            return _settlement(given, hold, replayed=False, decision=decision)
+        return _settlement(given, hold, replayed=True)
+
+    async def release(
+        self, user_id: object, hold_id: object, *, now: datetime | None = None
+    ) -> Settlement:
+        """As `Quota.release`."""
+        member, given, hold = self._held(user_id, hold_id, self._now_ms(now))
+        replayed = hold.status != OPEN
+        if not replayed:
+            member.give_up(given, RELEASED)
+        return _settlement(given, hold, replayed=replayed, wanted=RELEASED)
+
+    async def balance(self, user_id: object, *, now: datetime | None = None) -> Balance:
+        """As `Quota.balance`."""
+        now_ms = self._now_ms(now)
+        return self._known_member(parse_user_id(user_id), now_ms).balance(now_ms=now_ms)
+
+    def _consume(self, record: UsageRecord, now_ms: int) -> Decision:
+        member = self._member(record.user, now_ms)
+        if member is None:
+            return _unknown(record, now_ms)
+        given = member.given([record])
+        if given is not None:
+            return replace(given.decisions[0], now_ms=now_ms, replayed=True)
+        self._refuse_what_no_one_can_pay(record)
+        return member.consume(record, now_ms=now_ms)
+
+    async def _reserve(
+        self,
+        user_id: object,
+        feature: object,
+        amount: object,
+        *,
+        ttl: object,
+        now: datetime | None,
+        payload: dict[str, Any],
+    ) -> Hold:
+        now_ms, seconds = self._now_ms(now), parse_ttl(ttl)
+        record = usage_record(user_id, feature, amount, now_ms=now_ms, **payload)
+        return Hold(self, record.user.text, self._set_aside(record, 1000 * seconds, now_ms))
+
+    def _set_aside(self, record: UsageRecord, ttl_ms: int, now_ms: int) -> Decision:
+        member = self._member(record.user, now_ms)
+        if member is None:
+            return _unknown(record, now_ms)
+        given = member.given([record], held=True)
+        if given is not None:
+            return replace(given.decisions[0], now_ms=now_ms, replayed=True)
+        self._refuse_what_no_one_can_pay(record)
+        return member.reserve(record, ttl_ms=ttl_ms, now_ms=now_ms)
+
+    def _held(self, user_id: object, hold_id: object, now_ms: int) -> tuple[Member, Given, Held]:
+        key = parse_key(hold_id)
+        member = self._known_member(parse_user_id(user_id), now_ms)
+        given = member.answers.get(key)
+        if given is None or given.hold is None:
+            raise UnknownHoldError(key)
+        return member, given, given.hold
+
+    def _refuse_what_no_one_can_pay(self, record: UsageRecord) -> None:
+        """As the client does, which sends the cost for every tier."""
+        self._rules.cost_spec(
+            record.feature, amount=record.amount, format=record.format, quality=record.quality
+        )
+
+
+def _settlement(
+    given: Given,
+    hold: Held,
+    *,
+    replayed: bool,
+    decision: Decision | None = None,
+    wanted: str = COMMITTED,
+) -> Settlement:
+    key = given.records[0].key
+    return Settlement(key, hold.status, hold.amount, hold.cost, replayed, decision, wanted)
+
+
+def _committed(amount: object) -> int:
+    return 0 if type(amount) is int and amount == 0 else parse_amount(amount)
+
+
+def _unknown(record: UsageRecord, now_ms: int) -> Decision:
+    return Decision(
+        False, UNKNOWN_USER, record.feature, record.amount, 0, 0, (), now_ms, record.key
+    )
+
+
+_FEATURES_MAX = 100  # in one record, as the client has it
+
+
+def usage_records(
+    user_id: object, feature: object, amount: object, *, now_ms: int, payload: dict[str, Any]
+) -> list[UsageRecord]:
+    """The lines of one record, sorted, so that one payload is one however it is spelled."""
+    if not isinstance(feature, dict):
+        return [usage_record(user_id, feature, amount, now_ms=now_ms, **payload)]
+    if not 1 <= len(feature) <= _FEATURES_MAX:
+        expected = f"1 to {_FEATURES_MAX} features and their amounts"
+        raise InvalidValueError("features", feature, expected)
+    records: list[UsageRecord] = []
+    for name, units in sorted(feature.items(), key=str):
+        if records:
+            payload = {**payload, "key": records[0].key}
+        records.append(usage_record(user_id, name, units, now_ms=now_ms, **payload))
+    return records
