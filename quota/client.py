@@ -3,55 +3,72 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from quota.asking import Asker
 from quota.balance import Balance, balance_of
 from quota.decision import UNAVAILABLE, UNKNOWN_USER, Decision
 from quota.errors import (
     InvalidValueError,
-    KeyConflictError,
     QuotaError,
     QuotaUnavailableError,
+    UnknownHoldError,
     UnknownUserError,
 )
-from quota.gate import NO_RULES, Gate, NotReadyError
-from quota.keys import PREFIX_DEFAULT, SHARDS_DEFAULT, Keys
+from quota.explain import Explanation, explanation_of
+from quota.gate import NotReadyError
+from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse_ttl
+from quota.keys import PREFIX_DEFAULT, SHARDS_DEFAULT
 from quota.loading import RequestLoader
+from quota.prices import cost_of_units
 from quota.receipt import Receipt
-from quota.rules import Rules
-from quota.scripts import ScriptCaller, script
-from quota.standing import Profile, head_text, windows_text
-from quota.values import AMOUNT_MAX, instant_ms, parse_instant, parse_user_id, usage_record
-from quota.wire import CHECK, CONFLICT, CONSUME, MISSING, RECORD, ROLL, Ask, decision_of
+from quota.refund import Refund
+from quota.values import (
+    AMOUNT_MAX,
+    UsageRecord,
+    instant_ms,
+    parse_amount,
+    parse_feature,
+    parse_instant,
+    parse_key,
+    parse_label,
+    parse_user_id,
+    usage_record,
+)
+from quota.wire import (
+    CHECK,
+    COMMIT,
+    COMMIT_ALL,
+    CONSUME,
+    RECORD,
+    RELEASE,
+    Ask,
+    Ending,
+    Reserving,
+    decision_of,
+    settlement_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from quota.gate import Answer
-    from quota.keys import ShardKeys
+    from quota.held import Held
     from quota.loading import Loader
     from quota.scripts import Client
-    from quota.values import UsageRecord, User
+    from quota.values import User
 
 __all__ = ["Quota"]
 
 TIMEOUT_S = 1.0  # for one call to Redis; a gate that is slower than this is down
 LOAD_TIMEOUT_S = 5.0  # for a user that is not in Redis; a worker answers in milliseconds
-USER_TTL_MS = 7 * 24 * 3600 * 1000  # an idle user leaves Redis after a week, and is loaded again
-_TRIES_MAX = (
-    1_000  # load, roll, other rules: each can come in the way; the load's deadline ends it sooner
-)
-_TRIES_MIN = 3  # however slow each was
-_RETRY_DELAY_S_MAX = 0.1
-_RETRY_DELAY_S = 0.005  # while somebody else loads the user
-
 _log = logging.getLogger("quota")
 
 
@@ -73,11 +90,15 @@ class Quota:
     ) -> None:
         self._redis = redis
         self._owns_redis = False
-        self._timeout_s = timeout_s
-        self._load_timeout_s = load_timeout_s
         self._loader = loader or RequestLoader(redis, timeout_s=load_timeout_s)
-        self._prefix = prefix
-        self._open(shards)
+        self._asker = Asker(
+            redis,
+            self._loader,
+            prefix=prefix,
+            shards=shards,
+            timeout_s=timeout_s,
+            load_timeout_s=load_timeout_s,
+        )
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -94,8 +115,7 @@ class Quota:
 
     async def close(self) -> None:
         """Finish the calls that wait and give the connections back."""
-        for gate in self._gates:
-            await gate.close()
+        await self._asker.close()
         if self._owns_redis:
             await self._redis.aclose()
 
@@ -161,7 +181,12 @@ class Quota:
             else:
                 ask = Ask(CONSUME, [record], repeatable=call.get("key") is not None)
                 asked.append(
-                    (place, record, ask, self._gate_of(record.user).enqueue(ask, now_ms=now_ms))
+                    (
+                        place,
+                        record,
+                        ask,
+                        self._asker.gate_of(record.user).enqueue(ask, now_ms=now_ms),
+                    )
                 )
         outcomes = await asyncio.gather(*(future for *_, future in asked), return_exceptions=True)
         again: list[tuple[int, UsageRecord, Ask, Answer | NotReadyError | None]] = []
@@ -211,7 +236,7 @@ class Quota:
         now_ms, records = _records(user_id, feature, amount, now=now, payload=payload)
         ask = Ask(RECORD, records, repeatable=payload.get("key") is not None)
         try:
-            at_ms, replies = await self._answer(ask, records[0].user, now_ms)
+            at_ms, replies = await self._asker.answer(ask, records[0].user, now_ms)
         except RedisError as error:
             raise QuotaUnavailableError(str(error)) from error
         lines = [
@@ -224,6 +249,122 @@ class Quota:
             )
         return Receipt(len(lines), lines[0].replayed, records[0].key, tuple(lines))
 
+    def reserve(
+        self,
+        user_id: object,
+        feature: object,
+        amount: object = 1,
+        *,
+        ttl: object = TTL_SECONDS_DEFAULT,
+        now: datetime | None = None,
+        **payload: Any,
+    ) -> Reservation:
+        """Set *amount* units and their cost aside for *ttl* seconds; then commit what was used.
+
+        Await it for a Hold, or use it as a block, which releases what it does not commit:
+
+            async with quota.reserve("user-1", "tokens", 4000, ttl=60) as hold:
+                if hold:
+                    await hold.commit(743)
+
+        *payload* as in `consume`, but `occurred_at`. Raises as `consume` does.
+        """
+        return Reservation(self._reserve(user_id, feature, amount, ttl, now, payload), now=now)
+
+    async def commit(
+        self,
+        user_id: object,
+        hold_id: object,
+        amount: object = None,
+        *,
+        now: datetime | None = None,
+    ) -> Settlement:
+        """End a hold with *amount* units used, default all that is held; 0 is none.
+
+        What is not used goes back; more than is held is decided like a consume, at the price of the
+        reserve. Whoever ends a hold first wins, and everyone later is answered how it ended.
+
+        Raises:
+            InvalidValueError, UnknownUserError
+            UnknownHoldError: there is no such hold, or it ended longer ago than keys are remembered.
+            QuotaUnavailableError: it is not known whether it ended; repeat it.
+        """
+        units = None if amount is None else _units(amount)
+        return await self._end(user_id, hold_id, units, now=now)
+
+    async def release(
+        self, user_id: object, hold_id: object, *, now: datetime | None = None
+    ) -> Settlement:
+        """End a hold with nothing used: units and credits go back. Raises as `commit` does."""
+        return await self._end(user_id, hold_id, None, now=now, release=True)
+
+    async def refund(
+        self,
+        key: object,
+        amount: object = None,
+        *,
+        user_id: object = None,
+        refund_id: object = None,
+        now: datetime | None = None,
+    ) -> Refund:
+        """Take a record back, or *amount* units of it: units and what was paid for them.
+
+        Clamped to what is left of the record, so a repeat gives nothing; a repeat of a part does too when
+        it carries the same *refund_id*. Credits go back to the grants that paid, last first, and not to
+        those that are over: the answer says what was applied. A key of several users needs *user_id*.
+
+        Raises:
+            InvalidValueError, UnknownUserError
+            UnknownKeyError: nothing was recorded under this key.
+            QuotaUnavailableError: no worker answered; repeat it with the same *refund_id*.
+        """
+        user = None if user_id is None else parse_user_id(user_id)
+        try:
+            answer = await self._loader.refund(
+                self._asker.keys,
+                user,
+                parse_key(key),
+                amount=None if amount is None else parse_amount(amount),
+                refund_id=parse_label(refund_id, field="refund_id"),
+                now_ms=_now_ms(now),
+            )
+        except RedisError as error:
+            raise QuotaUnavailableError(str(error)) from error
+        return Refund.load(answer)
+
+    async def explain(
+        self, user_id: object, feature: object, *, now: datetime | None = None
+    ) -> Explanation:
+        """Why one unit of *feature* would be allowed or not: every limit, which grants pay, Redis beside PostgreSQL.
+
+        Raises:
+            InvalidValueError, UnknownUserError, QuotaUnavailableError
+        """
+        user, name, now_ms = parse_user_id(user_id), parse_feature(feature), _now_ms(now)
+        try:
+            reply, at_ms = await self._asker.read(user, now_ms)
+            rules = await self._asker.rules_for(user)
+            try:
+                stored = await self._loader.explain(self._asker.keys, user, name, now_ms=at_ms)
+            except QuotaUnavailableError as error:
+                _log.warning("explained without what is stored: %s", error)
+                stored = None
+        except RedisError as error:
+            raise QuotaUnavailableError(str(error)) from error
+        return explanation_of(reply, rules, stored, name, at_ms=at_ms)
+
+    async def roll(self, user_id: object, *, now: datetime | None = None) -> None:
+        """Bring the user to this instant: holds that are over expire, credits change as they are due.
+
+        Decisions do so by themselves; this is for whoever watches over users that make none.
+        """
+        user = parse_user_id(user_id)
+        try:
+            _, at_ms = await self._asker.read(user, _now_ms(now))
+            await self._asker.roll(user, at_ms)
+        except RedisError as error:
+            raise QuotaUnavailableError(str(error)) from error
+
     async def balance(self, user_id: object, *, now: datetime | None = None) -> Balance:
         """Credits, grants in burn order and every limit, as Redis has them.
 
@@ -232,20 +373,10 @@ class Quota:
         """
         user, now_ms = parse_user_id(user_id), _now_ms(now)
         try:
-            stored, at_ms = await self._read(user, now_ms)
-            return balance_of(stored, await self._rules_for(user), at_ms=at_ms)
+            stored, at_ms = await self._asker.read(user, now_ms)
+            return balance_of(stored, await self._asker.rules_for(user), at_ms=at_ms)
         except RedisError as error:
             raise QuotaUnavailableError(str(error)) from error
-
-    def _open(self, shards: int) -> None:
-        self._keys = Keys(self._prefix, shards)
-        self._gates = [
-            Gate(keys, self._redis, shards=shards, timeout_s=self._timeout_s)
-            for keys in self._keys.shards
-        ]
-
-    def _gate_of(self, user: User) -> Gate:
-        return self._gates[self._keys.shard_of(user.id).index]
 
     async def _decide(
         self,
@@ -255,7 +386,7 @@ class Quota:
         first: Answer | NotReadyError | None = None,
     ) -> Decision:
         try:
-            at_ms, replies = await self._answer(ask, record.user, now_ms, first)
+            at_ms, replies = await self._asker.answer(ask, record.user, now_ms, first)
         except UnknownUserError:
             return _undecided(UNKNOWN_USER, record, now_ms)
         except (RedisError, QuotaUnavailableError) as error:
@@ -263,166 +394,67 @@ class Quota:
             return _undecided(UNAVAILABLE, record, now_ms)
         return decision_of(replies[0], record, at_ms)
 
-    async def _answer(
-        self, ask: Ask, user: User, now_ms: int, outcome: Answer | NotReadyError | None = None
-    ) -> tuple[int, list[bytes]]:
-        """Ask until there is an answer, mending what is in the way."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._load_timeout_s
-        for attempt in range(_TRIES_MAX):
-            if attempt > _TRIES_MIN and loop.time() > until:
-                break
-            if outcome is None:
-                try:
-                    outcome = await self._gate_of(user).admit(ask, now_ms=now_ms)
-                except NotReadyError as error:
-                    outcome = error
-            if isinstance(outcome, NotReadyError):
-                await self._mend(self._keys.shard_of(user.id), outcome)
-            else:
-                at_ms, replies = outcome
-                if isinstance(replies[0], bytes):
-                    return at_ms, replies  # type: ignore[return-value]
-                await self._clear(
-                    replies[0], ask, user, now_ms=now_ms, at_ms=at_ms, attempt=attempt
-                )
-            outcome = None
-        raise QuotaUnavailableError(
-            f"no decision within {self._load_timeout_s} s: the user keeps being reloaded"
-        )
-
-    async def _clear(
-        self, outcome: object, ask: Ask, user: User, *, now_ms: int, at_ms: int, attempt: int
-    ) -> None:
-        """Do away with the outcome that kept the script from deciding."""
-        if outcome == MISSING:
-            if attempt > 1:
-                await asyncio.sleep(min(_RETRY_DELAY_S * attempt, _RETRY_DELAY_S_MAX))
-            if not await self._loader.load(self._keys, user, now_ms=now_ms):
-                raise UnknownUserError(user.text)
-        elif outcome == ROLL:
-            await self._roll(user, at_ms)
-        elif outcome == CONFLICT:
-            raise KeyConflictError(ask.records[0].key)
-        else:
-            rules = self._gate_of(user).rules
-            for record in ask.records:  # finds and names the amount that no price can be paid for
-                rules.cost_spec(
-                    record.feature,
-                    amount=record.amount,
-                    format=record.format,
-                    quality=record.quality,
-                )
-            raise QuotaUnavailableError("the stored state of this user is not valid")
-
-    async def _roll(self, user: User, at_ms: int) -> None:
-        """Put the user into the windows and credits of *at_ms*; one of many at once succeeds."""
-        keys = self._keys.shard_of(user.id)
-        caller = ScriptCaller(self._redis, timeout_s=self._timeout_s)
-        names = [keys.user_of(user.id.hex), keys.grants_of(user.id.hex)]
-        try:
-            _, _, profile_text, *texts = await caller.call(
-                script("read"), [keys.meta, *names], [at_ms]
+    async def _reserve(
+        self,
+        user_id: object,
+        feature: object,
+        amount: object,
+        ttl: object,
+        now: datetime | None,
+        payload: dict[str, Any],
+    ) -> Hold:
+        ttl_ms = parse_ttl(ttl) * 1000
+        if payload.get("occurred_at") is not None:
+            raise InvalidValueError(
+                "occurred_at", payload["occurred_at"], "nothing: a hold is for what is yet to occur"
             )
-            stored = dict(zip(texts[::2], texts[1::2], strict=True))
-            if b"h" not in stored:
-                return  # it left Redis meanwhile: the next try loads it
-            if not profile_text:  # half of it did: so shall the rest
-                await caller.call(script("forget"), [*names, keys.token_of(user.id.hex)], [])
-                return
-            epoch, _, tier = stored[b"h"].decode().split(",", 2)
-            profile = Profile.load(profile_text)
-            account = profile.account(int(stored[b"c"]))
-            account.repay(at_ms=at_ms)
-            rolled = Profile.of(profile.calendar, account, at_ms=at_ms)
-            head = head_text(
-                epoch=int(epoch), valid_until_ms=account.valid_until_ms(at_ms=at_ms), tier=tier
-            )
-            windows = windows_text(profile.calendar, at_ms)
-            arguments = [
-                stored[b"h"],
-                stored[b"c"],
-                stored[b"w"],
-                profile_text,
-                head,
-                rolled.net,
-                windows,
-                rolled.dump(),
-                USER_TTL_MS,
-            ]
-            await caller.call(script("roll"), names, arguments)
-        finally:
-            await caller.close()
+        now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
+        ask = Reserving(record, ttl_ms=ttl_ms, repeatable=payload.get("key") is not None)
+        return Hold(self, record.user.text, await self._decide(ask, record, now_ms))
 
-    async def _read(self, user: User, now_ms: int) -> tuple[list[Any], int]:
-        """The reply of read.lua for a user that is in Redis."""
-        caller = ScriptCaller(self._redis, timeout_s=self._timeout_s)
+    async def _end(
+        self,
+        user_id: object,
+        hold_id: object,
+        units: int | None,
+        *,
+        now: datetime | None,
+        release: bool = False,
+    ) -> Settlement:
+        user, key, now_ms = parse_user_id(user_id), parse_key(hold_id), _now_ms(now)
         try:
-            for _ in range(_TRIES_MAX):
-                keys = self._keys.shard_of(user.id)
-                names = [keys.meta, keys.user_of(user.id.hex), keys.grants_of(user.id.hex)]
-                reply = await caller.call(script("read"), names, [now_ms])
-                epoch, texts = reply[1], reply[3:]
-                if not epoch:
-                    await self._mend(keys, NotReadyError("epoch"))
-                elif (
-                    b"h" in texts[::2]
-                    and texts[texts.index(b"h") + 1].startswith(epoch + b",")
-                    and reply[2]
-                ):
-                    return reply, reply[0]
-                elif not await self._loader.load(self._keys, user, now_ms=now_ms):
-                    raise UnknownUserError(user.text)
-        finally:
-            await caller.close()
-        raise QuotaUnavailableError("the user keeps being reloaded")
+            held = await self._asker.held(user, key)
+            ask = _ending(user, key, held, units, release=release)
+            try:
+                at_ms, replies = await self._asker.answer(ask, user, now_ms)
+            except UnknownHoldError:
+                if held is not None or (held := await self._asker.held(user, key)) is None:
+                    raise  # else the user was not in Redis, and is now
+                ask = _ending(user, key, held, units, release=release)
+                at_ms, replies = await self._asker.answer(ask, user, now_ms)
+        except RedisError as error:
+            raise QuotaUnavailableError(str(error)) from error
+        settlement = settlement_of(replies[0], ask.records[0], at_ms)
+        return replace(settlement, wanted="released") if release else settlement
 
-    async def _rules_for(self, user: User) -> Rules:
-        gate = self._gate_of(user)
-        if gate.rules is NO_RULES:
-            await self._mend(self._keys.shard_of(user.id), NotReadyError("rules"))
-        return gate.rules
 
-    async def _mend(self, shard: ShardKeys, why: NotReadyError) -> None:
-        """Fetch what the script said is missing or has changed; one caller does it for all."""
-        gate = self._gates[shard.index]
-        if gate.mending is None:
-            gate.mending = asyncio.ensure_future(self._mend_gate(gate, shard, why))
-        try:
-            # Everyone who waits shares the attempt and its end; nobody who leaves ends it.
-            await asyncio.shield(gate.mending)
-        except TimeoutError:
-            raise QuotaUnavailableError(f"shard {shard.index} can not be loaded in time") from None
+def _ending(user: User, key: str, held: Held | None, units: int | None, *, release: bool) -> Ending:
+    """The end of a hold as it is asked for; of one that is gone, how it ended is remembered."""
+    feature = held.feature if held else _GONE
+    if release:
+        return Ending(RELEASE, UsageRecord(user, feature, 0, key))
+    if units is None or (held and units == held.amount):
+        return Ending(COMMIT_ALL, UsageRecord(user, feature, held.amount if held else 0, key))
+    numerator, denominator = held.price if held else (0, 1)
+    cost = cost_of_units(numerator, denominator, amount=units) if units else 0
+    return Ending(COMMIT, UsageRecord(user, feature, units, key), cost=cost)
 
-    async def _mend_gate(self, gate: Gate, shard: ShardKeys, why: NotReadyError) -> None:
-        try:
-            async with asyncio.timeout(self._load_timeout_s + self._timeout_s):
-                if why.word == "shards" and why.found:
-                    await self._reopen(why.found)
-                elif why.word == "epoch" or not await self._fetch_rules(shard):
-                    await self._loader.load_shard(self._keys, shard)
-        finally:
-            gate.mending = None
 
-    async def _reopen(self, shards: int) -> None:
-        if shards != len(self._gates):
-            gates = self._gates
-            self._open(shards)
-            for gate in gates:
-                await gate.close()
+_GONE = "gone"  # the feature of a hold that ended: no such hold will be found
 
-    async def _fetch_rules(self, shard: ShardKeys) -> bool:
-        text = await self._redis.hget(shard.rules, "#document")
-        if text is None:
-            return False
-        stored = json.loads(text)
-        rules = Rules.from_document(
-            stored["document"],
-            version=stored["version"],
-            applied_at_ms=stored.get("applied_at_ms", 0),
-        )
-        self._gates[shard.index].rules = rules
-        return True
+
+def _units(value: object) -> int:
+    return 0 if type(value) is int and value == 0 else parse_amount(value)
 
 
 _NO_ANSWER = QuotaError("not asked yet")

@@ -22,6 +22,7 @@ class ShardKeys:
     """The keys of one shard; those of a user are made on demand."""
 
     __slots__ = (
+        "due",
         "grants_of",
         "head",
         "index",
@@ -42,7 +43,8 @@ class ShardKeys:
         self.rules = tag + "rules"  # hash: Rules.lines(), and the document under "#document"
         self.marks = [f"{tag}marks:{place}" for place in range(MARK_RING)]  # hashes: mark to answer
         self.tallies = tag + "tallies"  # hash: verb and outcome to how many
-        self.head = [self.log, self.meta, self.rules, *self.marks, self.tallies]
+        self.due = tag + "due"  # sorted set: users by when their next hold expires
+        self.head = [self.log, self.meta, self.rules, *self.marks, self.tallies, self.due]
         self.user_of = f"{tag}u:%s".__mod__  # hash: what decisions need, see admit.lua
         self.grants_of = f"{tag}g:%s".__mod__  # string: calendar and grants, see standing.py
         self.token_of = f"{tag}t:%s".__mod__  # string: who loads this user now

@@ -15,7 +15,7 @@ from typing import Any
 from quota.decision import HARD, SOFT, Limit
 from quota.errors import InvalidValueError
 from quota.period import parse_per
-from quota.prices import Price, cost_of, parse_price
+from quota.prices import Price, cost_of, parse_price, unit_of
 from quota.values import AMOUNT_MAX, parse_credits, parse_feature, parse_key
 
 __all__ = ["ANY_FEATURE", "UNLIMITED", "Allowance", "Rules", "Tier"]
@@ -158,6 +158,16 @@ class Rules:
             self._costs[asked] = spec
         return spec
 
+    def unit_spec(self, feature: str, *, format: str | None, quality: str | None) -> str:
+        """The price of a unit as the admit script takes it, in the form of `cost_spec`."""
+        spec = _unit_text(self.prices.get(feature), format, quality)
+        own = [
+            f"{tier.name}={_unit_text(tier.prices[feature], format, quality)},"
+            for tier in self.tiers.values()
+            if feature in tier.prices
+        ]
+        return f"{spec},{''.join(own)}" if own else spec
+
     def lines(self) -> dict[str, str]:
         """The limits as the admit script reads them: `tier/feature` to `per,mode,max;` of each.
 
@@ -174,6 +184,11 @@ class Rules:
 
 
 _COSTS_CACHED_MAX = 10_000  # feature x format x quality x amount seen lately; cleared when full
+
+
+def _unit_text(price: Price | None, format: str | None, quality: str | None) -> str:
+    numerator, denominator = unit_of(price, format=format, quality=quality)
+    return f"{numerator}/{denominator}"
 
 
 def _limit_line(limit: Limit) -> str:

@@ -1,4 +1,4 @@
-"""How a user's standing is written down in Redis: by whoever loads it, for whoever rolls or reads it.
+"""What Redis keeps of one user: a hash for the admit script, and a profile for rolling it over.
 
 The admit script reads the hash and never the grants: it needs only what is spendable now, and the
 instant up to which that is true. The grants lie beside it, so that passing that instant, or the
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from quota.account import Account
+from quota.account import Account, Payment, payment_rows, payments_of
 from quota.burndown import Grant
+from quota.held import Held
 from quota.period import CALENDAR_PERIODS, Calendar, Window, window_at
 from quota.rules import per_code, per_name
 
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
 
     from quota.decision import Limit
 
-__all__ = ["Profile", "counter_line", "head_text", "read_counters", "windows_text"]
+__all__ = [
+    "Profile",
+    "counter_line",
+    "head_text",
+    "hold_fields",
+    "read_counters",
+    "standing_fields",
+    "windows_text",
+]
 
 _GRANT_FIELDS = (
     "name",
@@ -35,6 +44,10 @@ _GRANT_FIELDS = (
     "expires_at_ms",
     "voided_at_ms",
     "created_at_ms",
+    "every",
+    "anchor_ms",
+    "renewed_at_ms",
+    "changes_to",
 )
 
 
@@ -47,22 +60,37 @@ class Profile:
     overage: int
     net: int
     at_ms: int
+    holds: Mapping[str, list[Payment]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, calendar: Calendar, account: Account, *, at_ms: int) -> Profile:
         """The profile of *account* as it stands at *at_ms*."""
         return cls(
-            calendar, tuple(account.grants()), account.overage, account.net(at_ms=at_ms), at_ms
+            calendar,
+            tuple(account.grants()),
+            account.overage,
+            account.net(at_ms=at_ms),
+            at_ms,
+            {key: payments for key, payments in account.holds.items() if payments},
         )
 
-    def account(self, net: int) -> Account:
+    def account(self, net: int, journal: bytes = b"") -> Account:
         """The account when the hash says *net*: what was burnt since is taken in burn order.
 
-        Exact, because the hash refuses decisions from the first instant at which another grant
-        could have paid.
+        The *journal* tells which part of it holds took and gave back, and when. Exact, because the
+        hash refuses decisions from the first instant at which another grant could have paid.
         """
-        account = Account(self.grants, self.overage, at_ms=self.at_ms)
-        account.charge(self.net - net, at_ms=self.at_ms)
+        account = Account(self.grants, self.overage, at_ms=self.at_ms, holds=self.holds)
+        before = self.net
+        for entry in journal.split(b"\0")[:-1]:
+            op, found, micro, key = entry.decode().split(",", 3)
+            account.charge(before - int(found), at_ms=self.at_ms)
+            if op == "h":
+                account.hold(key, int(micro), at_ms=self.at_ms)
+            else:
+                account.settle(key, int(micro))
+            before = account.net(at_ms=self.at_ms)
+        account.charge(before - net, at_ms=self.at_ms)
         return account
 
     def dump(self) -> str:
@@ -79,33 +107,76 @@ class Profile:
                 self.overage,
                 self.net,
                 self.at_ms,
+                {key: payment_rows(payments) for key, payments in self.holds.items()},
             ]
         )
 
     @classmethod
     def load(cls, text: str | bytes) -> Profile:
         """The inverse of `dump`."""
-        (timezone, anchor_ms, cycle_months), rows, overage, net, at_ms = json.loads(text)
-        grants = tuple(
-            Grant(id=UUID(row[0]), **dict(zip(_GRANT_FIELDS, row[1:], strict=True))) for row in rows
+        (timezone, anchor_ms, cycle_months), rows, overage, net, at_ms, holds = json.loads(text)
+        grants = tuple(_grant(row) for row in rows)
+        calendar = Calendar(timezone, anchor_ms, cycle_months)
+        payments = {key: payments_of(rows) for key, rows in holds.items()}
+        return cls(calendar, grants, overage, net, at_ms, payments)
+
+
+def _grant(row: list[Any]) -> Grant:
+    fields = dict(zip(_GRANT_FIELDS, row[1:], strict=True))
+    change = fields.pop("changes_to")
+    return Grant(id=UUID(row[0]), **fields, changes_to=change and tuple(change))
+
+
+def standing_fields(
+    calendar: Calendar,
+    account: Account,
+    holds: Iterable[Held],
+    *,
+    epoch: int,
+    tier: str,
+    allowance: str,
+    at_ms: int,
+) -> dict[str, str | bytes]:
+    """The fields of the quota hash at *at_ms*, but for the counters; *holds* are the open ones."""
+    holds = list(holds)
+    ends = [held.expires_at_ms for held in holds]
+    changes_at_ms = account.valid_until_ms(at_ms=at_ms)
+    if changes_at_ms is not None:
+        ends.append(changes_at_ms)
+    return {
+        "h": head_text(
+            epoch=epoch, valid_until_ms=min(ends, default=None), tier=tier, allowance=allowance
+        ),
+        "c": str(account.net(at_ms=at_ms)),
+        "w": windows_text(calendar, at_ms),
+        **hold_fields(account, holds),
+    }
+
+
+def hold_fields(account: Account, holds: Iterable[Held]) -> dict[str, str | bytes]:
+    """The fields of open holds: what each would give back now is the account's to say."""
+    return {
+        f"o:{held.key}": held.dump(
+            account.returnable(held.key) if held.key in account.holds else []
         )
-        return cls(Calendar(timezone, anchor_ms, cycle_months), grants, overage, net, at_ms)
+        for held in holds
+    }
 
 
-def head_text(*, epoch: int, valid_until_ms: int | None, tier: str) -> str:
-    """Field `h` of the quota hash."""
-    return f"{epoch},{valid_until_ms or 0},{tier}"
+def head_text(*, epoch: int, valid_until_ms: int | None, tier: str, allowance: str) -> str:
+    """Field `h` of the quota hash; *allowance* is that of the tier that the credits were made with."""
+    return f"{epoch},{valid_until_ms or 0},{tier},{allowance}"
 
 
 def windows_text(calendar: Calendar, at_ms: int) -> str:
-    """Field `w` of the quota hash: the calendar windows that run at *at_ms*."""
-    windows = (
-        (per, window_at(per, at_ms, calendar)) for per in CALENDAR_PERIODS if per != "lifetime"
-    )
-    return (
-        "".join(f";{per_code(per)},{window.start_ms},{window.end_ms}" for per, window in windows)
-        + ";"
-    )
+    """Field `w` of the quota hash: the calendar windows that run at *at_ms*, and the start of those before."""
+    texts = []
+    for per in CALENDAR_PERIODS:
+        window = window_at(per, at_ms, calendar)
+        if window.end_ms is not None:
+            before = window_at(per, window.start_ms - 1, calendar)
+            texts.append(f";{per_code(per)},{window.start_ms},{window.end_ms},{before.start_ms}")
+    return "".join(texts) + ";"
 
 
 def counter_line(limits: Iterable[Limit], used: Mapping[str, tuple[Window, int]]) -> bytes:

@@ -25,6 +25,7 @@ from quota.decision import (
     LimitState,
 )
 from quota.errors import InvalidValueError
+from quota.hold import Settlement
 from quota.rules import per_name
 
 if TYPE_CHECKING:
@@ -32,24 +33,33 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from quota.rules import Rules
-    from quota.values import UsageRecord
+    from quota.values import UsageRecord, User
 
 __all__ = [
     "CHECK",
     "CONFLICT",
     "CONSUME",
     "INVALID",
+    "LATE",
     "MISSING",
+    "NO_HOLD",
     "RECORD",
+    "RESERVE",
     "ROLL",
     "Ask",
+    "Ending",
+    "Reserving",
     "arguments",
     "decision_of",
+    "end_mark_of",
+    "ending_line",
     "mark_of",
+    "settlement_of",
 ]
 
-CONSUME, CHECK, RECORD = "c", "k", "r"
-MISSING, ROLL, CONFLICT, INVALID = 10, 11, 12, 13
+CONSUME, CHECK, RECORD, RESERVE, END = "c", "k", "r", "h", "s"
+COMMIT, COMMIT_ALL, RELEASE = "sc", "sa", "sr"
+MISSING, ROLL, CONFLICT, INVALID, NO_HOLD, LATE = 10, 11, 12, 13, 14, 15
 _CODES = {
     b"0": OK,
     b"1": SOFT_LIMIT,
@@ -69,12 +79,14 @@ class Ask:
     It is *repeatable* when its key may have been seen before: the caller chose it, or it was sent.
     """
 
-    __slots__ = ("fingerprint", "lines", "mark", "records", "repeatable", "user_id", "verb")
+    __slots__ = ("fingerprint", "lines", "mark", "records", "repeatable", "user_id", "verb", "word")
 
     def __init__(
         self, verb: str, records: Sequence[UsageRecord], *, repeatable: bool = True
     ) -> None:
         first = records[0]
+        occurred_at_ms = first.occurred_at_ms
+        self.word = verb if occurred_at_ms is None else f"{verb}@{occurred_at_ms}"
         self.repeatable = repeatable and verb != CHECK
         self.verb = verb
         self.records = records
@@ -83,6 +95,67 @@ class Ask:
         self.lines = [_line(record, number) for number, record in enumerate(records)]
         payload = "\n".join(self.lines) if len(records) > 1 else self.lines[0]
         self.fingerprint = blake2b(payload.encode(), digest_size=_FINGERPRINT_BYTES).digest()
+
+    def word_by(self, rules: Rules) -> str:  # noqa: ARG002 -- a reserve needs them
+        """The verb with what it says more, which may depend on the prices."""
+        return self.word
+
+    def cost_by(self, record: UsageRecord, rules: Rules) -> str:
+        """What a line costs, for every tier; nothing where it is more than can be paid.
+
+        Then the script refuses this record and decides its neighbours.
+        """
+        try:
+            return rules.cost_spec(
+                record.feature, amount=record.amount, format=record.format, quality=record.quality
+            )
+        except InvalidValueError:
+            return ""
+
+
+class Reserving(Ask):
+    """A record that is set aside for *ttl_ms* until its hold, named by its key, is ended."""
+
+    __slots__ = ("ttl_ms",)
+
+    def __init__(self, record: UsageRecord, *, ttl_ms: int, repeatable: bool) -> None:
+        super().__init__(RESERVE, [record], repeatable=repeatable)
+        self.ttl_ms = ttl_ms
+        self.fingerprint = blake2b(
+            f"{ttl_ms} {self.lines[0]}".encode(), digest_size=_FINGERPRINT_BYTES
+        ).digest()
+
+    def word_by(self, rules: Rules) -> str:
+        """The ttl, the price of a unit by which a commit pays, the hold."""
+        record = self.records[0]
+        prices = rules.unit_spec(record.feature, format=record.format, quality=record.quality)
+        return f"{RESERVE}{self.ttl_ms};{prices};{record.key}"
+
+
+class Ending(Ask):
+    """The end of a hold; *record* is what it comes to, *cost* in micro-credits. A repeat is answered as the first."""
+
+    __slots__ = ("cost",)
+
+    def __init__(self, op: str, record: UsageRecord, *, cost: int = 0) -> None:
+        super().__init__(END, [record])
+        self.word = op + record.key
+        self.cost = cost
+        self.mark = end_mark_of(record.user.id, record.key)
+
+    def cost_by(self, record: UsageRecord, rules: Rules) -> str:  # noqa: ARG002 -- as in Ask
+        """The cost by the price at which it was reserved, whatever the rules are now."""
+        return str(self.cost)
+
+
+def end_mark_of(user_id: UUID, key: str) -> bytes:
+    """The mark under which the end of a hold is remembered; no key has a NUL."""
+    return mark_of(user_id, f"{key}\0end")
+
+
+def ending_line(user: User, feature: str, key: str) -> str:
+    """The line by which the log says that a hold ended with nothing."""
+    return f'[{_quoted(user.text)},"{feature}",0,{_key_text(key)},0]'
 
 
 def mark_of(user_id: UUID, key: str) -> bytes:
@@ -144,20 +217,22 @@ def arguments(
         at = users.setdefault(ask.user_id, place + len(users))
         left = len(ask.lines)
         ask.repeatable = ask.verb != CHECK
+        word = ask.word_by(rules)
         for record, line in zip(ask.records, ask.lines, strict=True):
-            cost = _cost_spec(record, rules)
-            head += (left, at, ask.verb, record.feature, record.amount, cost, ask.fingerprint, line)
+            cost = ask.cost_by(record, rules)
+            head += (left, at, word, record.feature, record.amount, cost, ask.fingerprint, line)
             left -= 1
     return head
 
 
-def _cost_spec(record: UsageRecord, rules: Rules) -> str:
-    try:
-        return rules.cost_spec(
-            record.feature, amount=record.amount, format=record.format, quality=record.quality
-        )
-    except InvalidValueError:
-        return ""  # too much to pay: the script refuses this record and decides its neighbours
+def settlement_of(reply: bytes, record: UsageRecord, now_ms: int) -> Settlement:
+    """How a hold ended, or that it did not, because the surplus was denied."""
+    replayed = reply.startswith(b"=")
+    status, _, rest = (reply[1:] if replayed else reply).partition(b";")
+    if status == b"open":
+        return Settlement(record.key, "open", 0, 0, decision=decision_of(rest, record, now_ms))
+    amount, _, cost = rest.partition(b";")
+    return Settlement(record.key, status.decode(), int(amount), int(cost), replayed)
 
 
 def decision_of(reply: bytes, record: UsageRecord, now_ms: int) -> Decision:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTCOMES", "Metrics"]
 
-_VERBS = {"c": "consume", "k": "check", "r": "record"}
+_VERBS = {"c": "consume", "k": "check", "r": "record", "h": "reserve"}
 # Outcomes as the admit script names them in its tallies, behind the letter of the verb.
 OUTCOMES = {
     "0": "ok",
@@ -25,6 +25,8 @@ OUTCOMES = {
     "12": "key_conflict",
     "replayed": "replayed",
 }
+# How holds end, and the tally of each.
+_ENDS = {"committed": "scommitted", "released": "sreleased", "expired": "expired"}
 _BATCH_SIZES = (1, 10, 100, 1_000, 5_000, 10_000, 20_000, 50_000)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -126,3 +128,10 @@ class Tallies:
                 total = sum(counts.get(verb + outcome, 0) for counts in self._shards.values())
                 decisions.add_metric([verb_name, outcome_name], total)
         yield decisions
+        ended = CounterMetricFamily(
+            "allotment_holds_ended", "Holds ended, by how", labels=["status"]
+        )
+        for status, tally in _ENDS.items():
+            total = sum(counts.get(tally, 0) for counts in self._shards.values())
+            ended.add_metric([status], total)
+        yield ended

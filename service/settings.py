@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     auto_provision: bool = True
     dedupe_seconds: int = Field(default=86_400, ge=1, le=31_622_400)
     replay_seconds: int = Field(default=600, ge=1, le=86_400)
+    late_grace: int = Field(default=3_600, ge=0, le=86_400)  # seconds after a period's end
 
     database_pool_max: int = Field(default=10, ge=1, le=1000)
     worker_jobs_max: int = Field(default=8, ge=1, le=1000)

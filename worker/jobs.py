@@ -15,6 +15,7 @@ from service.jobs import RECORD_USAGE, serialize_job
 from service.partitions import make_partitions
 from service.staleness import drop_stale_users
 from service.tiers import publish, stored_rules
+from worker.holds import expire_holds
 from worker.tidy import trim_logs, watch_logs
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ async def drain_log(ctx: dict[str, Any]) -> int:
     deps: Deps = ctx["deps"]
     try:
         await _keep_redis_current(deps)
+        await expire_holds(deps)
         applied = await deps.drain.run(seconds_max=DRAIN_SECONDS_MAX)
         await watch_logs(deps)
     except Exception as error:  # the next tick tries again: nothing is held in this job
@@ -152,12 +154,13 @@ async def drain_log(ctx: dict[str, Any]) -> int:
 async def _keep_redis_current(deps: Deps) -> None:
     """Publish the rules in force, and drop users that changed, where whoever changed them did not live to."""
     versions = []
-    dedupe_ms = str(deps.settings.dedupe_seconds * 1000).encode()
+    settings = deps.settings
+    terms = {b"dedupe_ms": settings.dedupe_seconds * 1000, b"late_ms": settings.late_grace * 1000}
     for shard in deps.keys.shards:
-        version, epoch, found_ms = await deps.redis.hmget(shard.meta, "rules", "epoch", "dedupe_ms")
+        version, epoch, *found = await deps.redis.hmget(shard.meta, "rules", "epoch", *terms)
         versions.append(version)
-        if epoch is not None and found_ms != dedupe_ms:
-            await deps.redis.hset(shard.meta, "dedupe_ms", dedupe_ms)
+        if epoch is not None and found != [b"%d" % term for term in terms.values()]:
+            await deps.redis.hset(shard.meta, mapping=terms)
     async with deps.database.connection() as connection:
         current = await connection.fetchval(statement("service", "rules_version"))
     if any(version != str(current).encode() for version in versions):

@@ -1,14 +1,46 @@
--- roll: put a user into the windows and credits of a new instant, if nothing moved since they were read.
--- KEYS   1 quota hash   2 profile
--- ARGV   as read: 1 head   2 credits   3 windows   4 profile   then as they shall be: 5 head   6 credits   7 windows
---        8 profile   9 how long the user stays loaded, ms
+-- roll: put a user into the windows, credits and holds of a new instant, if nothing moved since they were read.
+-- KEYS   1 quota hash   2 profile   3 usage log   4 meta   5 users by when their next hold expires   6-8 key marks   9 tallies
+-- ARGV   1 epoch   2 now_ms   3 how long the user stays loaded, ms   4 profile as read   5 profile as it shall be
+--        6 user as the log names it   7 when the next hold expires, 0 = none is open
+--        8 number of texts that were read, and those: field, value ("" where there is none)
+--        then a number of texts to set, and those: field, value; a number of fields to drop, and those
+--        then the number of holds that expired: with any, field k, field c and field r of their log entry,
+--        and per hold: mark of its end, answer to whoever ends it later
 -- Reply  1 done, 0 somebody else moved first: read again
-local stored = redis.call('HMGET', KEYS[1], 'h', 'c', 'w')
-for n = 1, 3 do
-  if stored[n] ~= ARGV[n] then return 0 end
+-- Log    as in admit.lua, version 2
+local ARGV, KEYS, call = ARGV, KEYS, redis.call
+local at = 8
+local function take()
+  local n = tonumber(ARGV[at])
+  local texts = {}
+  for i = 1, n do texts[i] = ARGV[at + i] end
+  at = at + 1 + n
+  return texts
 end
-if redis.call('GET', KEYS[2]) ~= ARGV[4] then return 0 end
-redis.call('SET', KEYS[2], ARGV[8], 'PX', ARGV[9])
-redis.call('HSET', KEYS[1], 'h', ARGV[5], 'c', ARGV[6], 'w', ARGV[7])
-redis.call('PEXPIRE', KEYS[1], ARGV[9])
+local about = call('HMGET', KEYS[4], 'epoch', 'dedupe_ms', 'turn')
+if about[1] ~= ARGV[1] then return 0 end
+local read, set, dropped = take(), take(), take()
+for n = 1, #read, 2 do
+  if (call('HGET', KEYS[1], read[n]) or '') ~= read[n + 1] then return 0 end
+end
+if call('GET', KEYS[2]) ~= ARGV[4] then return 0 end
+local ended = tonumber(ARGV[at])
+if ended > 0 then
+  call('XADD', KEYS[3], '*', 'v', '2', 'e', ARGV[1], 't', ARGV[2], 'c', ARGV[at + 2], 'r', ARGV[at + 3], 'k', ARGV[at + 1])
+  local span = tonumber(about[2]) / 2
+  local turn = math.floor(tonumber(ARGV[2]) / span)
+  local ring = KEYS[6 + turn % 3]
+  for n = at + 4, at + 2 + 2 * ended, 2 do call('HSET', ring, ARGV[n], ARGV[n + 1]) end
+  if about[3] ~= string.format('%d', turn) then
+    call('PEXPIRE', ring, string.format('%d', math.ceil((turn + 3) * span - tonumber(ARGV[2]))))
+    call('HSET', KEYS[4], 'turn', string.format('%d', turn))
+  end
+  redis.pcall('HINCRBY', KEYS[9], 'expired', ended)
+  redis.pcall('HINCRBY', KEYS[9], 'lines', ended)
+end
+call('SET', KEYS[2], ARGV[5], 'PX', ARGV[3])
+for n = 1, #set, 1000 do call('HSET', KEYS[1], unpack(set, n, math.min(n + 999, #set))) end
+for n = 1, #dropped do call('HDEL', KEYS[1], dropped[n]) end
+call('PEXPIRE', KEYS[1], ARGV[3])
+if ARGV[7] == '0' then call('ZREM', KEYS[5], ARGV[6]) else call('ZADD', KEYS[5], ARGV[7], ARGV[6]) end
 return 1

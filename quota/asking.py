@@ -1,0 +1,281 @@
+"""Asks the admit script until there is an answer, and mends what is in the way of one.
+
+A user that is not in Redis is loaded, an instant that passed is rolled over, a shard that is lost or
+has other rules is fetched. Each is done by one of all who wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+from quota.errors import (
+    KeyConflictError,
+    QuotaUnavailableError,
+    UnknownHoldError,
+    UnknownUserError,
+)
+from quota.gate import NO_RULES, Gate, NotReadyError
+from quota.held import FIELD, Held
+from quota.keys import Keys
+from quota.rolling import rolled
+from quota.rules import Rules
+from quota.scripts import ScriptCaller, script
+from quota.wire import CONFLICT, LATE, MISSING, NO_HOLD, ROLL, end_mark_of, ending_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from quota.gate import Answer
+    from quota.keys import ShardKeys
+    from quota.loading import Loader
+    from quota.rolling import Rolled
+    from quota.scripts import Argument, Client
+    from quota.values import User
+    from quota.wire import Ask
+
+__all__ = ["USER_TTL_MS", "Asker"]
+
+USER_TTL_MS = 7 * 24 * 3600 * 1000  # an idle user leaves Redis after a week, and is loaded again
+_TRIES_MAX = (
+    1_000  # load, roll, other rules: each can come in the way; the load's deadline ends it sooner
+)
+_TRIES_MIN = 3  # however slow each was
+_RETRY_DELAY_S_MAX = 0.1
+_RETRY_DELAY_S = 0.005  # while somebody else loads the user
+
+
+class Asker:
+    """The way to every shard of one installation."""
+
+    def __init__(
+        self,
+        redis: Client,
+        loader: Loader,
+        *,
+        prefix: str,
+        shards: int,
+        timeout_s: float,
+        load_timeout_s: float,
+    ) -> None:
+        self._redis = redis
+        self._loader = loader
+        self._prefix = prefix
+        self._timeout_s = timeout_s
+        self._load_timeout_s = load_timeout_s
+        self._open(shards)
+
+    async def close(self) -> None:
+        """Finish the calls that wait and give the connections back."""
+        for gate in self._gates:
+            await gate.close()
+
+    def gate_of(self, user: User) -> Gate:
+        """The gate of the user's shard."""
+        return self._gates[self.keys.shard_of(user.id).index]
+
+    async def answer(
+        self, ask: Ask, user: User, now_ms: int, outcome: Answer | NotReadyError | None = None
+    ) -> tuple[int, list[bytes]]:
+        """Ask until there is an answer, mending what is in the way; *outcome* is one that came already.
+
+        Raises:
+            QuotaError, RedisError
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._load_timeout_s
+        for attempt in range(_TRIES_MAX):
+            if attempt > _TRIES_MIN and loop.time() > until:
+                break
+            if outcome is None:
+                try:
+                    outcome = await self.gate_of(user).admit(ask, now_ms=now_ms)
+                except NotReadyError as error:
+                    outcome = error
+            if isinstance(outcome, NotReadyError):
+                await self._mend(self.keys.shard_of(user.id), outcome)
+            else:
+                at_ms, replies = outcome
+                if isinstance(replies[0], bytes):
+                    return at_ms, replies  # type: ignore[return-value]
+                await self._clear(
+                    replies[0], ask, user, now_ms=now_ms, at_ms=at_ms, attempt=attempt
+                )
+            outcome = None
+        raise QuotaUnavailableError(
+            f"no decision within {self._load_timeout_s} s: the user keeps being reloaded"
+        )
+
+    async def roll(self, user: User, at_ms: int) -> None:
+        """Put the user into the windows, credits and holds of *at_ms*; one of many at once succeeds."""
+        keys = self.keys.shard_of(user.id)
+        caller = ScriptCaller(self._redis, timeout_s=self._timeout_s)
+        names = [keys.user_of(user.id.hex), keys.grants_of(user.id.hex)]
+        try:
+            _, _, profile, *texts = await caller.call(script("read"), [keys.meta, *names], [at_ms])
+            fields = dict(zip(texts[::2], texts[1::2], strict=True))
+            if b"h" not in fields:
+                return  # it left Redis meanwhile: the next try loads it
+            if not profile:  # half of it did: so shall the rest
+                await caller.call(script("forget"), [*names, keys.token_of(user.id.hex)], [])
+                return
+            arguments = _roll_arguments(
+                user, fields, profile, rolled(fields, profile, at_ms=at_ms), at_ms=at_ms
+            )
+            heads = [*names, keys.log, keys.meta, keys.due, *keys.marks, keys.tallies]
+            await caller.call(script("roll"), heads, arguments)
+        finally:
+            await caller.close()
+
+    async def held(self, user: User, key: str) -> Held | None:
+        """An open hold of a user that is in Redis."""
+        keys = self.keys.shard_of(user.id)
+        text = await self._redis.hget(keys.user_of(user.id.hex), FIELD + key)
+        return None if text is None else Held.load(key, text)
+
+    async def read(self, user: User, now_ms: int) -> tuple[list[Any], int]:
+        """The reply of read.lua for a user that is in Redis, loaded if need be; and its instant.
+
+        Raises:
+            UnknownUserError, QuotaUnavailableError, RedisError
+        """
+        caller = ScriptCaller(self._redis, timeout_s=self._timeout_s)
+        try:
+            for attempt in range(_TRIES_MAX):
+                keys = self.keys.shard_of(user.id)
+                names = [keys.meta, keys.user_of(user.id.hex), keys.grants_of(user.id.hex)]
+                reply = await caller.call(script("read"), names, [now_ms])
+                epoch, texts = reply[1], reply[3:]
+                if not epoch:
+                    await self._mend(keys, NotReadyError("epoch"))
+                elif (
+                    b"h" in texts[::2]
+                    and texts[texts.index(b"h") + 1].startswith(epoch + b",")
+                    and reply[2]
+                ):
+                    return reply, reply[0]
+                else:
+                    await self._load(user, now_ms=now_ms, attempt=attempt)
+        finally:
+            await caller.close()
+        raise QuotaUnavailableError("the user keeps being reloaded")
+
+    async def rules_for(self, user: User) -> Rules:
+        """The rules in force in the user's shard."""
+        gate = self.gate_of(user)
+        if gate.rules is NO_RULES:
+            await self._mend(self.keys.shard_of(user.id), NotReadyError("rules"))
+        return gate.rules
+
+    def _open(self, shards: int) -> None:
+        self.keys = Keys(self._prefix, shards)
+        self._gates = [
+            Gate(keys, self._redis, shards=shards, timeout_s=self._timeout_s)
+            for keys in self.keys.shards
+        ]
+
+    async def _clear(
+        self, outcome: object, ask: Ask, user: User, *, now_ms: int, at_ms: int, attempt: int
+    ) -> None:
+        """Do away with the outcome that kept the script from deciding."""
+        if outcome in (MISSING, LATE):
+            await self._load(user, now_ms=now_ms, attempt=attempt, late=outcome == LATE)
+        elif outcome == ROLL:
+            await self.roll(user, at_ms)
+        elif outcome == CONFLICT:
+            raise KeyConflictError(ask.records[0].key)
+        elif outcome == NO_HOLD:
+            raise UnknownHoldError(ask.records[0].key)
+        else:
+            rules = self.gate_of(user).rules
+            for record in ask.records:  # finds and names the amount that no price can be paid for
+                rules.cost_spec(
+                    record.feature,
+                    amount=record.amount,
+                    format=record.format,
+                    quality=record.quality,
+                )
+            raise QuotaUnavailableError("the stored state of this user is not valid")
+
+    async def _load(self, user: User, *, now_ms: int, attempt: int, late: bool = False) -> None:
+        if attempt > 1:
+            await asyncio.sleep(min(_RETRY_DELAY_S * attempt, _RETRY_DELAY_S_MAX))
+        if not await self._loader.load(self.keys, user, now_ms=now_ms, late=late):
+            raise UnknownUserError(user.text)
+
+    async def _mend(self, shard: ShardKeys, why: NotReadyError) -> None:
+        """Fetch what the script said is missing or has changed; one caller does it for all."""
+        gate = self._gates[shard.index]
+        if gate.mending is None:
+            gate.mending = asyncio.ensure_future(self._mend_gate(gate, shard, why))
+        try:
+            # Everyone who waits shares the attempt and its end; nobody who leaves ends it.
+            await asyncio.shield(gate.mending)
+        except TimeoutError:
+            raise QuotaUnavailableError(f"shard {shard.index} can not be loaded in time") from None
+
+    async def _mend_gate(self, gate: Gate, shard: ShardKeys, why: NotReadyError) -> None:
+        try:
+            async with asyncio.timeout(self._load_timeout_s + self._timeout_s):
+                if why.word == "shards" and why.found:
+                    await self._reopen(why.found)
+                elif why.word == "epoch" or not await self._fetch_rules(shard):
+                    await self._loader.load_shard(self.keys, shard)
+        finally:
+            gate.mending = None
+
+    async def _reopen(self, shards: int) -> None:
+        if shards != len(self._gates):
+            gates = self._gates
+            self._open(shards)
+            for gate in gates:
+                await gate.close()
+
+    async def _fetch_rules(self, shard: ShardKeys) -> bool:
+        text = await self._redis.hget(shard.rules, "#document")
+        if text is None:
+            return False
+        stored = json.loads(text)
+        self._gates[shard.index].rules = Rules.from_document(
+            stored["document"],
+            version=stored["version"],
+            applied_at_ms=stored.get("applied_at_ms", 0),
+        )
+        return True
+
+
+_READ = (b"h", b"c", b"w", b"j")  # besides these, what the roll changes
+
+
+def _roll_arguments(
+    user: User, fields: Mapping[bytes, bytes], profile: bytes, new: Rolled, *, at_ms: int
+) -> list[Argument]:
+    """ARGV of the roll script."""
+    names = dict.fromkeys([*_READ, *new.fields, *new.gone])
+    read = [text for name in names for text in (name, fields.get(name, b""))]
+    put = [text for field in new.fields.items() for text in field]
+    kinds = ",".join(f"x{held.expires_at_ms}" for held in new.ended)
+    lines = ",".join(ending_line(user, held.feature, held.key) for held in new.ended)
+    ended: list[Argument] = [kinds, "0," * len(new.ended), f"[{lines}]"] if new.ended else []
+    for held in new.ended:
+        ended += [end_mark_of(user.id, held.key), "expired;0;0"]
+    epoch = fields[b"h"].partition(b",")[0]
+    return [
+        epoch,
+        at_ms,
+        USER_TTL_MS,
+        profile,
+        new.profile,
+        user.text,
+        new.due_at_ms or 0,
+        *_counted(read),
+        *_counted(put),
+        *_counted(list(new.gone)),
+        len(new.ended),
+        *ended,
+    ]
+
+
+def _counted(texts: list[Any]) -> list[Argument]:
+    return [len(texts), *texts]
