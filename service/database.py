@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-__all__ = ["Database", "statement"]
+__all__ = ["Database", "driver_of", "statement"]
 
 _COMMAND_TIMEOUT_S = (
     60  # no statement of ours takes longer; a dead server must not hold a worker for ever
@@ -84,3 +85,13 @@ class Database:
                 if driver.is_closed() or driver.is_in_transaction():
                     await pooled.invalidate()
                 raise
+
+
+async def driver_of(session: AsyncSession) -> asyncpg.Connection[Any]:
+    """The connection of *session*, for statements of ours in its transaction."""
+    await session.flush()  # what it was told so far is to be seen
+    pooled = await session.connection()
+    await pooled.execute(
+        text("SELECT")
+    )  # SQLAlchemy opens the transaction with its first statement
+    return cast("asyncpg.Connection[Any]", (await pooled.get_raw_connection()).driver_connection)

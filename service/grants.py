@@ -1,16 +1,22 @@
-"""Grants of credits: written to PostgreSQL, which is the truth; Redis loads the user again."""
+"""Grants of credits: written to PostgreSQL, which is the truth; Redis loads the user again.
+
+A grant needs no stillness: it takes nothing away, and counts from its own instant on whatever is in the log.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from sqlmodel import col, select
 
-from models import CreditGrant
-from quota.burndown import KINDS, Grant
+from models import CreditEntry, CreditGrant
+from quota.burndown import KINDS
 from quota.errors import InvalidValueError
-from quota.values import parse_key
+from quota.period import RENEWALS
+from quota.values import MICRO_MAX, credits_of, instant_ms, new_key, parse_key
+from service.accounts import stored_grant
+from service.instants import check_instant
 from service.users import find_user, mark_stale, provision_user
 
 if TYPE_CHECKING:
@@ -24,6 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["add_grant", "stored_grant"]
 
 _PRIORITY_MAX = 32_767  # a smallint
+_SAME = (
+    "amount_micro",
+    "priority",
+    "kind",
+    "expires_at",
+    "every",
+    "min_rollover_micro",
+    "max_rollover_micro",
+)
+_SHOWN = {name: name.removesuffix("_micro") for name in _SAME}
 
 
 async def add_grant(
@@ -38,29 +54,27 @@ async def add_grant(
     kind: str = "granted",
     effective_at: datetime | None = None,
     expires_at: datetime | None = None,
+    every: str | None = None,
+    min_rollover_micro: int = 0,
+    max_rollover_micro: int = 0,
 ) -> CreditGrant:
     """Give *user* credits, from *effective_at* (default *at*) until *expires_at* (default never).
 
+    With *every* (day, week or month) they are set back to the amount at each recurrence. A credit
+    reset leaves at most *max_rollover_micro* of it, and makes it *min_rollover_micro* at least.
     With a *name*, a repeat answers the grant that is there, if it is the same.
 
     Raises:
         InvalidValueError: a value was refused, or the name belongs to another grant; nothing changed.
     """
     effective_at = effective_at or at
-    if type(priority) is not int or not 0 <= priority <= _PRIORITY_MAX:
-        raise InvalidValueError("priority", priority, f"an integer from 0 to {_PRIORITY_MAX}")
-    if kind not in KINDS:
-        raise InvalidValueError("kind", kind, f"one of {', '.join(KINDS)}")
-    if expires_at is not None and expires_at <= effective_at:
-        raise InvalidValueError(
-            "expires_at",
-            expires_at.isoformat(),
-            f"later than effective_at, {effective_at.isoformat()}",
-        )
+    _check_amounts(amount_micro, min_rollover_micro, max_rollover_micro)
+    _check_words(priority, kind, every)
+    _check_stretch(effective_at, expires_at)
     grant = CreditGrant(
         user_id=user.id,
         id=uuid4(),
-        name=name if name is None else parse_key(name),
+        name=name if name is None else _name(name),
         amount_micro=amount_micro,
         left_micro=amount_micro,
         priority=priority,
@@ -68,18 +82,72 @@ async def add_grant(
         effective_at=effective_at,
         expires_at=expires_at,
         created_at=at,
+        every=every,
+        min_rollover_micro=min_rollover_micro,
+        max_rollover_micro=max_rollover_micro,
     )
     await provision_user(session, user, rules, at=at)
-    await find_user(
-        session, user, lock=True
-    )  # two grants of one name at once: the second sees the first
+    # Two grants of one name at once: the second sees the first.
+    await find_user(session, user, lock=True)
     if name is not None:
         there = await _named(session, user.id, name)
         if there is not None:
             return _same_or_refused(there, grant)
     session.add(grant)
+    if amount_micro:
+        session.add(_entry(grant))
     mark_stale(session, user)
     return grant
+
+
+def _entry(grant: CreditGrant) -> CreditEntry:
+    """What says that the credits were given."""
+    return CreditEntry(
+        user_id=grant.user_id,
+        id=UUID(new_key(now_ms=instant_ms(grant.created_at))),
+        grant_id=grant.id,
+        kind="granted",
+        amount_micro=grant.amount_micro,
+        created_at=grant.created_at,
+    )
+
+
+def _check_amounts(amount: int, least: int, most: int) -> None:
+    for field, micro in (("amount", amount), ("min_rollover", least), ("max_rollover", most)):
+        if type(micro) is not int or not 0 <= micro <= MICRO_MAX:
+            raise InvalidValueError(field, micro, f"micro-credits from 0 to {MICRO_MAX}")
+    if least > most:
+        expected = f"at most max_rollover, {credits_of(most):f}"
+        raise InvalidValueError("min_rollover", f"{credits_of(least):f}", expected)
+
+
+def _check_words(priority: object, kind: object, every: object) -> None:
+    if type(priority) is not int or not 0 <= priority <= _PRIORITY_MAX:
+        raise InvalidValueError("priority", priority, f"an integer from 0 to {_PRIORITY_MAX}")
+    if kind not in KINDS:
+        raise InvalidValueError("kind", kind, f"one of {', '.join(KINDS)}")
+    if every is not None and every not in RENEWALS:
+        raise InvalidValueError("every", every, f"one of {', '.join(RENEWALS)}")
+
+
+def _check_stretch(effective_at: datetime, expires_at: datetime | None) -> None:
+    check_instant(effective_at, field="effective_at")
+    if expires_at is None:
+        return
+    check_instant(expires_at, field="expires_at")
+    if expires_at <= effective_at:
+        raise InvalidValueError(
+            "expires_at",
+            expires_at.isoformat(),
+            f"later than effective_at, {effective_at.isoformat()}",
+        )
+
+
+def _name(name: str) -> str:
+    try:
+        return parse_key(name)
+    except InvalidValueError as error:
+        raise InvalidValueError("id", name, error.expected) from None
 
 
 async def _named(session: AsyncSession, user_id: UUID, name: str) -> CreditGrant | None:
@@ -90,25 +158,9 @@ async def _named(session: AsyncSession, user_id: UUID, name: str) -> CreditGrant
 
 
 def _same_or_refused(there: CreditGrant, asked: CreditGrant) -> CreditGrant:
-    for field in ("amount_micro", "priority", "kind", "expires_at"):
+    for field in _SAME:
         if getattr(there, field) != getattr(asked, field):
             raise InvalidValueError(
-                "id", asked.name, f"a new name: this grant exists with another {field}"
+                "id", asked.name, f"a new name: this grant exists with another {_SHOWN[field]}"
             )
     return there
-
-
-def stored_grant(row: Any) -> Grant:
-    """A grant as the pure rules take it, from a row of `load_grants` or `member_grants`."""
-    return Grant(
-        id=row["id"],
-        name=row["name"],
-        amount=row["amount_micro"],
-        left=row["left_micro"],
-        priority=row["priority"],
-        kind=row["kind"],
-        effective_at_ms=row["effective_at_ms"],
-        expires_at_ms=row["expires_at_ms"],
-        voided_at_ms=row["voided_at_ms"],
-        created_at_ms=row["created_at_ms"],
-    )

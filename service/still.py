@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from quota.values import User
     from service.database import Database
 
-__all__ = ["STILL", "Settle", "standing_still"]
+__all__ = ["STILL", "Settle", "log_settled", "standing_still"]
 
 STILL = "still:"  # how the token of a stillness begins; freeze.lua and forget.lua know it too
 WAIT_S = 8.0  # for others to let the user go, and for the log to be applied
@@ -147,34 +147,10 @@ class _Stillness:
             await asyncio.sleep(_POLL_S)
 
     async def _applied(self, entry_id: str, *, until: float) -> bool:
-        """Wait until the log is applied up to this entry; False: it was not in time."""
-        while True:
-            if entry_number(await self._position()) >= entry_number(entry_id):
-                return True
-            if asyncio.get_running_loop().time() >= until:
-                return False
-            if self._settle is not None:
-                try:
-                    async with asyncio.timeout_at(until):
-                        await self._settle()
-                except TimeoutError:
-                    return False
-                if entry_number(await self._position()) >= entry_number(entry_id):
-                    return True
-            await asyncio.sleep(_POLL_S)  # somebody else is at it
+        return await _applied(self._database, self._shard, entry_id, self._settle, until=until)
 
     async def _place(self) -> _Place:
-        found = await self._redis.xrevrange(self._shard.log, count=1)
-        return _Place(await self._position(), found[0][0].decode() if found else "0-0")
-
-    async def _position(self) -> str:
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                statement("service", "shard_position"), self._shard.index
-            )
-        assert row is not None, "make_shards made every row at start"
-        position: str = row["last_entry_id"]
-        return position
+        return await _place(self._database, self._redis, self._shard)
 
     async def _last_entry(self, place: _Place) -> str | None:
         """The last entry that is not applied and has a line of this user, if there is one."""
@@ -201,3 +177,51 @@ class _Stillness:
         finally:
             await caller.close()
         return reply
+
+
+async def log_settled(
+    database: Database, redis: Client, keys: Keys, *, settle: Settle, wait_s: float = WAIT_S
+) -> bool:
+    """Wait until all that the log holds now is applied, of every user; False: it was not in time."""
+    until = asyncio.get_running_loop().time() + wait_s
+    try:
+        places = [await _place(database, redis, shard) for shard in keys.shards]
+    except RedisError as error:
+        raise QuotaUnavailableError(str(error)) from error
+    for shard, place in zip(keys.shards, places, strict=True):
+        if not await _applied(database, shard, place.end, settle, until=until):
+            return False
+    return True
+
+
+async def _place(database: Database, redis: Client, shard: ShardKeys) -> _Place:
+    found = await redis.xrevrange(shard.log, count=1)
+    return _Place(await _position(database, shard), found[0][0].decode() if found else "0-0")
+
+
+async def _applied(
+    database: Database, shard: ShardKeys, entry_id: str, settle: Settle, *, until: float
+) -> bool:
+    """Wait until the log is applied up to this entry; False: it was not in time."""
+    while True:
+        if entry_number(await _position(database, shard)) >= entry_number(entry_id):
+            return True
+        if asyncio.get_running_loop().time() >= until:
+            return False
+        if settle is not None:
+            try:
+                async with asyncio.timeout_at(until):
+                    await settle()
+            except TimeoutError:
+                return False
+            if entry_number(await _position(database, shard)) >= entry_number(entry_id):
+                return True
+        await asyncio.sleep(_POLL_S)  # somebody else is at it
+
+
+async def _position(database: Database, shard: ShardKeys) -> str:
+    async with database.connection() as connection:
+        row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
+    assert row is not None, "make_shards made every row at start"
+    position: str = row["last_entry_id"]
+    return position

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.dialects.postgresql import insert
-from sqlmodel import col, select
+from sqlmodel import col, func, select
 
 from models import StaleUser, User
 from quota.errors import InvalidValueError, UnknownUserError
+from quota.period import parse_cycle_months, parse_timezone
+from quota.values import instant_ms
+from service.accounts import load_account, store_account
+from service.database import driver_of
+from service.instants import check_instant
 from service.recount import hold_shard_of, recount_user
 
 if TYPE_CHECKING:
@@ -53,30 +58,69 @@ async def put_user(
     user: UserId,
     rules: Rules,
     *,
-    at: datetime,
+    at: datetime | None = None,
     tier: str | None = None,
     timezone: str | None = None,
     anchor: datetime | None = None,
     cycle_months: int | None = None,
 ) -> User:
-    """Make or change *user*; what is None stays as it is.  Values are checked by the caller, but the tier."""
-    if tier is not None and tier not in rules.tiers:
-        raise InvalidValueError("tier", tier, f"one of the tiers: {', '.join(rules.tiers)}")
-    if (timezone, anchor, cycle_months) != (None, None, None):
+    """Make or change *user* at *at* (None: PostgreSQL's now); what is None stays as it is.
+
+    What was used stays used, in the new periods and of the new tier's allowance. A user who is in
+    use is changed by `service.moves.move_user`, while it stands still: what waits in the log would be
+    charged by the new tier otherwise.
+
+    Raises:
+        InvalidValueError: a value was refused; its field is named.
+    """
+    changes = _checked(
+        rules, {"tier": tier, "timezone": timezone, "anchor": anchor, "cycle_months": cycle_months}
+    )
+    if changes:
         await hold_shard_of(session, user.id)
+    if at is None:
+        at = (await session.exec(select(func.clock_timestamp()))).one()
     await provision_user(session, user, rules, at=at)
     found = await find_user(session, user, lock=True)
-    calendar = (found.timezone, found.anchor, found.cycle_months)
-    changes = {"tier": tier, "timezone": timezone, "anchor": anchor, "cycle_months": cycle_months}
+    before = {name: getattr(found, name) for name in changes}
+    await _move_allowance(session, found, rules, changes, at=at)
     for name, value in changes.items():
-        if value is not None:
-            setattr(found, name, value)
+        setattr(found, name, value)
     session.add(found)
-    if calendar != (found.timezone, found.anchor, found.cycle_months):
+    if any(before[name] != value for name, value in changes.items() if name != "tier"):
         await session.flush()
         await recount_user(session, found, at=at)
     mark_stale(session, user)
     return found
+
+
+def _checked(rules: Rules, asked: dict[str, Any]) -> dict[str, Any]:
+    """What of *asked* is given; values are those that the calendar takes."""
+    changes = {name: value for name, value in asked.items() if value is not None}
+    if "tier" in changes and changes["tier"] not in rules.tiers:
+        expected = f"one of the tiers: {', '.join(rules.tiers)}"
+        raise InvalidValueError("tier", changes["tier"], expected)
+    if "timezone" in changes:
+        parse_timezone(changes["timezone"])
+    if "anchor" in changes:
+        check_instant(changes["anchor"], field="anchor")
+    if "cycle_months" in changes:
+        parse_cycle_months(changes["cycle_months"])
+    return changes
+
+
+async def _move_allowance(
+    session: AsyncSession, found: User, rules: Rules, changes: dict[str, Any], *, at: datetime
+) -> None:
+    """Put the allowance of the new tier, or on the new anchor, in the place of the one there is."""
+    tier, anchor = changes.get("tier", found.tier), changes.get("anchor", found.anchor)
+    if (tier, anchor) == (found.tier, found.anchor):
+        return
+    connection, at_ms = await driver_of(session), instant_ms(at)
+    stored = await load_account(connection, found.id, rules, at_ms=at_ms)
+    stored.change_allowance(rules.tiers[tier], anchor_ms=instant_ms(anchor), at_ms=at_ms)
+    await store_account(connection, stored)
+    await session.refresh(found)  # its overage may have been repaid
 
 
 def mark_stale(session: AsyncSession, user: UserId) -> None:

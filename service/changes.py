@@ -1,0 +1,98 @@
+"""A change of a user's credits in PostgreSQL: one transaction, while the user stands still.
+
+What a process does that dies in it: before the commit nothing has changed, and the user is loaded as it
+was once the token has expired; after the commit everything has, and the note of the change is left for
+the worker. The shard's row is locked too, so a worker that applies what should not have been admitted
+(Redis was lost in the middle, with the token) waits for the change, and counts after it.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from redis.exceptions import RedisError
+
+from quota.errors import UnknownUserError
+from quota.values import instant_ms
+from service.accounts import StoredAccount, load_account, store_account
+from service.database import statement
+from service.staleness import drop_stale_users
+from service.still import standing_still
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+    import asyncpg
+
+    from quota.keys import Keys
+    from quota.rules import Rules
+    from quota.scripts import Client
+    from quota.values import User
+    from service.database import Database
+    from service.still import Settle
+
+__all__ = ["Change", "Stores", "changing_credits", "drop_quietly"]
+
+_log = structlog.get_logger("allotment.changes")
+
+
+class Stores:
+    """Where a change is made: the database, Redis with its keys, and how the log is applied."""
+
+    def __init__(
+        self, database: Database, redis: Client, keys: Keys, *, settle: Settle = None
+    ) -> None:
+        self.database = database
+        self.redis = redis
+        self.keys = keys
+        self.settle = settle
+
+
+class Change:
+    """A change under way: the transaction, the account as it stands at its instant, and that instant."""
+
+    def __init__(
+        self, connection: asyncpg.Connection[Any], stored: StoredAccount, at_ms: int
+    ) -> None:
+        self.connection = connection
+        self.stored = stored
+        self.at_ms = at_ms
+
+
+@asynccontextmanager
+async def changing_credits(
+    stores: Stores, user: User, rules: Rules, *, at: datetime | None = None, before_ms: int = 0
+) -> AsyncIterator[Change]:
+    """A block that changes the account of *user* at *at* (None: PostgreSQL's now); committed on leaving.
+
+    The account comes walked to *before_ms* ahead of that instant.
+
+    Raises:
+        UnknownUserError: there is no such user.
+        QuotaUnavailableError: the user could not be made to stand still, see `service.still`.
+    """
+    database, redis, keys = stores.database, stores.redis, stores.keys
+    async with standing_still(database, redis, keys, user, settle=stores.settle):
+        async with database.connection() as connection, connection.transaction():
+            shard = keys.shard_of(user.id).index
+            await connection.fetchrow(statement("service", "hold_shard"), shard)
+            now = await connection.fetchval(statement("service", "lock_user"), user.id)
+            if now is None:
+                raise UnknownUserError(user.text)
+            at_ms = instant_ms(at or now)
+            stored = await load_account(connection, user.id, rules, at_ms=at_ms - before_ms)
+            yield Change(connection, stored, at_ms)
+            await store_account(connection, stored)
+            await connection.execute(statement("service", "note_stale_user"), user.id)
+        await drop_quietly(stores, user)
+
+
+async def drop_quietly(stores: Stores, user: User) -> None:
+    """Drop a changed user from Redis; if that fails, the worker does it by the note of the change."""
+    try:
+        await drop_stale_users(stores.database, stores.redis, stores.keys, user_id=user.id)
+    except RedisError as error:  # the change is made: this must not make a failure of it
+        _log.warning("change.not_dropped", error=str(error))
