@@ -1,12 +1,13 @@
-"""What a user has left: credits, grants in burn order, every limit."""
+"""What a user has left: credits, grants in burn order, every limit, open holds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from quota.decision import HARD, LimitState, remaining_of
 from quota.period import window_at
+from quota.rolling import account_at, counters_without, held_of
 from quota.rules import ANY_FEATURE
 from quota.standing import Profile, read_counters
 from quota.values import credits_of, instant_text
@@ -15,17 +16,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from decimal import Decimal
 
+    from quota.account import Account
     from quota.burndown import Grant
     from quota.decision import Limit
+    from quota.held import Held
     from quota.period import Calendar
     from quota.rules import Rules
 
-__all__ = ["Balance", "balance_of"]
+__all__ = ["Balance", "Seen", "balance_of", "seen_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """A user's standing at one instant; *limits* is keyed `feature/period`."""
+    """A user's standing at one instant; *limits* is keyed `feature/period`, *holds* are the open ones.
+
+    Nothing is left of a grant that is over.
+    """
 
     tier: str
     credits_micro: int
@@ -33,6 +39,7 @@ class Balance:
     grants: tuple[Grant, ...]
     limits: Mapping[str, LimitState]
     at_ms: int
+    holds: Mapping[str, Held] = field(default_factory=dict)
 
     @property
     def credits(self) -> Decimal:
@@ -66,40 +73,90 @@ class Balance:
                 }
                 for name, state in self.limits.items()
             },
+            "holds": {
+                key: {
+                    "feature": held.feature,
+                    "amount": held.amount,
+                    "expires_at": instant_text(held.expires_at_ms),
+                }
+                for key, held in self.holds.items()
+            },
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a reply of read.lua tells of a user at one instant, holds that are over by then ended."""
+
+    tier: str
+    calendar: Calendar
+    account: Account
+    holds: Sequence[Held]
+    counters: Mapping[str, bytes]  # by feature
+    at_ms: int
+
+    def grants(self) -> list[Grant]:
+        """The grants in burn order; of one that is over nothing is left."""
+        return [
+            replace(grant, left=0)
+            if grant.left and grant.ends_at_ms is not None and grant.ends_at_ms <= self.at_ms
+            else grant
+            for grant in self.account.grants()
+        ]
+
+    def state_of(self, feature: str, limit: Limit) -> LimitState:
+        """*limit* on *feature*, and what is used of it in the period that runs."""
+        used = {
+            per: (end_ms, units)
+            for per, end_ms, units in read_counters(self.counters.get(feature, b"|"))
+        }
+        return _limit_state(limit, used, calendar=self.calendar, at_ms=self.at_ms)
+
+
+def seen_of(stored: Sequence[Any], *, at_ms: int) -> Seen:
+    """A reply of read.lua, moved to *at_ms* by the pure rules."""
+    fields = dict(zip(stored[3::2], stored[4::2], strict=True))
+    profile = Profile.load(stored[2])
+    holds = held_of(fields)
+    ended = [held for held in holds if held.expires_at_ms <= at_ms]
+    return Seen(
+        fields[b"h"].decode().split(",", 3)[2],
+        profile.calendar,
+        account_at(fields, profile, at_ms=at_ms),
+        holds[len(ended) :],
+        {
+            name[2:].decode(): line
+            for name, line in {**fields, **counters_without(fields, ended)}.items()
+            if name.startswith(b"f:")
+        },
+        at_ms,
+    )
 
 
 def balance_of(stored: Sequence[Any], rules: Rules, *, at_ms: int) -> Balance:
     """The balance that a reply of read.lua tells, moved to *at_ms* by the pure rules."""
-    fields = dict(zip(stored[3::2], stored[4::2], strict=True))
-    tier = fields[b"h"].decode().split(",", 2)[2]
-    profile = Profile.load(stored[2])
-    account = profile.account(int(fields[b"c"]))
-    account.repay(at_ms=at_ms)
-    net = account.net(at_ms=at_ms)
-    limits = _limit_states(fields, rules, tier, calendar=profile.calendar, at_ms=at_ms)
-    return Balance(tier, max(0, net), account.overage, tuple(account.grants()), limits, at_ms)
+    seen = seen_of(stored, at_ms=at_ms)
+    return Balance(
+        seen.tier,
+        max(0, seen.account.net(at_ms=at_ms)),
+        seen.account.overage,
+        tuple(seen.grants()),
+        _limit_states(seen, rules),
+        at_ms,
+        {held.key: held for held in seen.holds},
+    )
 
 
-def _limit_states(
-    fields: Mapping[bytes, bytes], rules: Rules, tier: str, *, calendar: Calendar, at_ms: int
-) -> dict[str, LimitState]:
-    used = {name[2:].decode(): line for name, line in fields.items() if name.startswith(b"f:")}
-    named = rules.tiers[tier].limits if tier in rules.tiers else {}
-    states = {}
-    for feature in [
-        *(name for name in named if name != ANY_FEATURE),
-        *(name for name in used if name not in named),
-    ]:
-        counters = {
-            per: (end_ms, units) for per, end_ms, units in read_counters(used.get(feature, b"|"))
-        }
-        for limit in rules.tiers[tier].limits_of(feature) or () if tier in rules.tiers else ():
+def _limit_states(seen: Seen, rules: Rules) -> dict[str, LimitState]:
+    tier = rules.tiers.get(seen.tier)
+    named = [name for name in (tier.limits if tier else ()) if name != ANY_FEATURE]
+    states: dict[str, LimitState] = {}
+    for feature in [*named, *(name for name in seen.counters if name not in named)]:
+        for limit in (tier.limits_of(feature) if tier else None) or ():
             name = f"{feature}/{limit.per}"
-            if (
-                limit.mode == HARD or name not in states
-            ):  # of two on one period, the one that denies
-                states[name] = _limit_state(limit, counters, calendar=calendar, at_ms=at_ms)
+            # Of two on one period, the one that denies.
+            if limit.mode == HARD or name not in states:
+                states[name] = seen.state_of(feature, limit)
     return states
 
 
