@@ -181,7 +181,8 @@ class Installation:
         """
         now_ms = self._now_ms(now)
         member = self._known_member(parse_user_id(user_id), now_ms)
-        member.account.reset(at_ms=now_ms, preserve_overage=preserve_overage)
+        moves = member.account.reset(at_ms=now_ms, preserve_overage=preserve_overage)
+        member.ledger.moved(moves)
 
     def _now_ms(self, now: datetime | None) -> int:
         return instant_ms(self._clock() if now is None else parse_instant(now, field="now"))

@@ -18,6 +18,7 @@ from quota.period import CALENDAR_PERIODS, Window, renewal_at, window_at
 from quota.prices import cost_of_units, unit_of
 from quota.rules import ANY_FEATURE
 from quota.testing.counters import Counters
+from quota.testing.ledger import Ledger
 from quota.values import MICRO_MAX
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from quota.burndown import Grant
     from quota.decision import Limit, LimitState
     from quota.period import Calendar
+    from quota.refund import Refund
     from quota.rules import Rules, Tier
     from quota.testing.counters import Place
     from quota.values import UsageRecord, User
@@ -88,8 +90,10 @@ class Member:
         self.calendar = calendar
         self.account = Account([])
         self.counters = Counters()
+        self.ledger = Ledger()
         self.uses: list[Use] = []
         self.answers: dict[str, Given] = {}
+        self.refunds: dict[str, Refund] = {}
         self._late_grace_ms = late_grace_ms
         self.set_rules(rules, changed_at_ms=at_ms, at_ms=at_ms)
 
@@ -126,7 +130,7 @@ class Member:
         self.account = Account(
             [*others, grant], account.overage, at_ms=account.at_ms, holds=account.holds
         )
-        self.account.advance(at_ms)
+        self.ledger.moved(self.account.advance(at_ms))
 
     def grant_named(self, name: str) -> Grant | None:
         """The grant of that name, or with that id."""
@@ -152,9 +156,9 @@ class Member:
             and given.hold.expires_at_ms <= at_ms
         )
         for expires_at_ms, key in due:
-            self.account.advance(expires_at_ms)
+            self.ledger.moved(self.account.advance(expires_at_ms))
             self.give_up(self.answers[key], EXPIRED)
-        self.account.advance(at_ms)
+        self.ledger.moved(self.account.advance(at_ms))
 
     def given(self, records: list[UsageRecord], *, held: bool = False) -> Given | None:
         """What was answered to this key before; None when it is new.
@@ -254,6 +258,7 @@ class Member:
         use = self.count(record, cost, now_ms=now_ms)
         payments, rest = self.account.charge(cost, at_ms=now_ms)
         use.payments = [*payments, (None, rest)] if rest else payments
+        self.ledger.burnt(payments)
         return use
 
     def reserve(self, record: UsageRecord, *, ttl_ms: int, now_ms: int) -> Decision:
@@ -281,7 +286,9 @@ class Member:
                 return decision
         hold.status, hold.amount, hold.cost = COMMITTED, amount, cost
         kept = min(cost, use.cost)
-        use.payments, _ = self.account.settle(record.key, kept)
+        use.payments, moves = self.account.settle(record.key, kept)
+        self.ledger.burnt(use.payments)
+        self.ledger.moved(moves)
         if surplus is not None:
             given.uses.append(self.take(surplus, cost - use.cost, now_ms=now_ms))
         elif amount < use.amount:
@@ -295,7 +302,8 @@ class Member:
         assert given.hold is not None
         given.hold.status = status
         (use,) = given.uses
-        self.account.settle(given.records[0].key, 0)
+        _, moves = self.account.settle(given.records[0].key, 0)
+        self.ledger.moved(moves)
         self.counters.give_back(use.feature, use.amount, use.places)
         use.amount = use.cost = 0
         self._drop_unused(given)

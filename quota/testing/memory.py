@@ -6,11 +6,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from quota.decision import UNKNOWN_USER, Decision
-from quota.errors import InvalidValueError, QuotaError, UnknownHoldError
+from quota.errors import (
+    InvalidValueError,
+    KeyConflictError,
+    QuotaError,
+    UnknownHoldError,
+    UnknownKeyError,
+    UnknownUserError,
+)
 from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse_ttl
 from quota.receipt import Receipt
 from quota.testing.installation import Installation
 from quota.testing.member import COMMITTED, OPEN, RELEASED
+from quota.testing.refunds import refunded, repeated
 from quota.values import AMOUNT_MAX, parse_amount, parse_key, parse_user_id, usage_record
 
 if TYPE_CHECKING:
@@ -18,9 +26,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from quota.balance import Balance
+    from quota.refund import Refund
     from quota.testing.member import Given, Member
     from quota.testing.member import Hold as Held
-    from quota.values import UsageRecord
+    from quota.values import UsageRecord, User
 
 __all__ = ["InMemoryQuota"]
 
@@ -156,6 +165,34 @@ class InMemoryQuota(Installation):
             member.give_up(given, RELEASED)
         return _settlement(given, hold, replayed=replayed, wanted=RELEASED)
 
+    async def refund(
+        self,
+        key: object,
+        amount: object = None,
+        *,
+        user_id: object = None,
+        refund_id: object = None,
+        now: datetime | None = None,
+    ) -> Refund:
+        """As `Quota.refund`."""
+        now_ms, text = self._now_ms(now), parse_key(key)
+        units = None if amount is None else parse_amount(amount)
+        name = None if refund_id is None else _refund_id(refund_id)
+        member = self._owner(text, None if user_id is None else parse_user_id(user_id))
+        member.advance(now_ms)
+        given = member.answers.get(text)
+        if given is None or not given.uses or (given.hold and given.hold.status == OPEN):
+            raise UnknownKeyError(text)
+        before = None if name is None else member.refunds.get(name)
+        if before is not None:
+            if before.key != text:
+                raise KeyConflictError(name or "")
+            return repeated(before)
+        refund = refunded(member, given, units)
+        if name is not None:
+            member.refunds[name] = refund
+        return refund
+
     async def balance(self, user_id: object, *, now: datetime | None = None) -> Balance:
         """As `Quota.balance`."""
         now_ms = self._now_ms(now)
@@ -203,6 +240,20 @@ class InMemoryQuota(Installation):
             raise UnknownHoldError(key)
         return member, given, given.hold
 
+    def _owner(self, key: str, user: User | None) -> Member:
+        """Who has used *key*: *user*, or the only one."""
+        if user is not None:
+            if user.id not in self._members:
+                raise UnknownUserError(user.text)
+            return self._members[user.id]
+        found = [member for member in self._members.values() if key in member.answers]
+        if not found:
+            raise UnknownKeyError(key)
+        if len(found) > 1:
+            expected = f"a user: several have used the key {key!r:.80}"
+            raise InvalidValueError("user_id", None, expected)
+        return found[0]
+
     def _refuse_what_no_one_can_pay(self, record: UsageRecord) -> None:
         """As the client does, which sends the cost for every tier."""
         self._rules.cost_spec(
@@ -224,6 +275,13 @@ def _settlement(
 
 def _committed(amount: object) -> int:
     return 0 if type(amount) is int and amount == 0 else parse_amount(amount)
+
+
+def _refund_id(found: object) -> str:
+    try:
+        return parse_key(found)
+    except InvalidValueError as error:
+        raise InvalidValueError("refund_id", found, error.expected) from None
 
 
 def _unknown(record: UsageRecord, now_ms: int) -> Decision:
