@@ -15,7 +15,13 @@ import typer
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from quota.errors import InvalidValueError, QuotaError, UnknownUserError
+from quota.errors import (
+    InvalidValueError,
+    QuotaError,
+    UnknownGrantError,
+    UnknownKeyError,
+    UnknownUserError,
+)
 from service.migrations import MigrationError, OutdatedDatabaseError
 from service.server_errors import DataDirectoryInUseError, PortInUseError, ServerError
 from service.settings import SettingsError
@@ -96,6 +102,8 @@ def _line(error: BaseException) -> str:
 _FORMS: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
     (InvalidValueError, lambda error: Failure(error.code, str(error), error.field)),
     (UnknownUserError, _unknown_user),
+    (UnknownGrantError, lambda error: Failure(error.code, str(error), "grant")),
+    (UnknownKeyError, lambda error: Failure(error.code, str(error), "key")),
     (QuotaError, lambda error: Failure(error.code, str(error))),
     (SettingsError, _setting_failure),
     (NoTiersError, _no_tiers),

@@ -12,6 +12,7 @@ from cli.output import Output, printable
 from cli.session import open_session, run
 from quota.burndown import KINDS
 from quota.errors import InvalidValueError
+from quota.period import RENEWALS
 from quota.values import (
     MICRO_MAX,
     credits_of,
@@ -33,6 +34,7 @@ EXAMPLES = (
     "allotment grant user-1 20",
     "allotment grant user-1 12.5 --id order-4711 --kind purchased    a repeat gives nothing more",
     "allotment grant user-1 5 --kind promo --expires-at 2030-12-31T23:59:59Z",
+    "allotment grant user-1 100 --every month --max-rollover 50",
 )
 
 
@@ -51,12 +53,27 @@ def command(
     expires_at: Annotated[
         str | None, typer.Option(metavar="INSTANT", help="When it ends; never, if not given.")
     ] = None,
+    every: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Set back to the amount each {', '.join(RENEWALS[:-1])} or {RENEWALS[-1]}."
+        ),
+    ] = None,
+    min_rollover: Annotated[
+        str, typer.Option(metavar="CREDITS", help="What a reset makes of it, at least.")
+    ] = "0",
+    max_rollover: Annotated[
+        str, typer.Option(metavar="CREDITS", help="What a reset leaves of it, at most.")
+    ] = "0",
     as_json: AsJson = False,
 ) -> None:
     """Give a user credits; the user is made, if there is none yet."""
     asked = {
         "user": user_of(user),
         "amount_micro": _amount(amount),
+        "every": every,
+        "min_rollover_micro": parse_credits(min_rollover, field="min_rollover"),
+        "max_rollover_micro": parse_credits(max_rollover, field="max_rollover"),
         "name": parse_label(name, field="id"),
         "kind": kind,
         "priority": priority,
@@ -86,14 +103,18 @@ def _answer(grant: CreditGrant) -> dict[str, Any]:
         "priority": grant.priority,
         "effective_at": instant_text(instant_ms(grant.effective_at)),
         "expires_at": grant.expires_at and instant_text(instant_ms(grant.expires_at)),
+        "every": grant.every,
+        "min_rollover": format(credits_of(grant.min_rollover_micro), "f"),
+        "max_rollover": format(credits_of(grant.max_rollover_micro), "f"),
     }
 
 
 def _sentence(answer: dict[str, Any]) -> str:
     until = f" until {answer['expires_at']}" if answer["expires_at"] else ""
+    every = f" every {answer['every']}" if answer["every"] else ""
     done = "had these already" if answer["repeated"] else "granted"
     return printable(
-        f"{done}: {answer['amount']} credits ({answer['kind']}, priority {answer['priority']}) "
+        f"{done}: {answer['amount']} credits{every} ({answer['kind']}, priority {answer['priority']}) "
         f"to {answer['user']} from {answer['effective_at']}{until}, id {answer['id']}"
     )
 

@@ -10,21 +10,25 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from cli.addresses import settings_of_up
 from quota.client import Quota
 from quota.keys import Keys
+from service.changes import Stores
 from service.database import Database
 from service.embedded import running_servers
 from service.loading import DatabaseLoader
 from service.log import configure_logging
+from service.metrics import Metrics
 from service.migrations import require_current
 from service.server_checks import check_servers
 from service.server_errors import DataDirectoryInUseError
 from service.settings import Settings, SettingsError, load_settings
 from service.shards import NoTiersError, make_shards
 from service.tiers import stored_rules
+from worker.drain import Drain
 
 if TYPE_CHECKING:
     from cli.output import Output
@@ -34,6 +38,7 @@ __all__ = ["Session", "open_session", "run", "serving", "settings_for"]
 
 _POOL_MAX = 4  # a command does one thing at a time
 _REDIS_TIMEOUT_S = 5.0
+_SETTLE_SECONDS_MAX = 2.0  # of one round; who waits for it asks for another
 
 Result = TypeVar("Result")
 
@@ -59,6 +64,22 @@ class Session:
         async with self.database.connection() as connection:
             now: datetime = await connection.fetchval("SELECT now()")
         return now
+
+    def stores(self) -> Stores:
+        """Where a user is changed while it stands still; the log is applied in this process."""
+        drain = Drain(
+            self.database,
+            self.redis,
+            self.keys,
+            Metrics(CollectorRegistry()),
+            lines_max=self.settings.apply_records_max,
+            dedupe_ms=self.settings.dedupe_seconds * 1000,
+        )
+
+        async def settle() -> None:
+            await drain.run(seconds_max=_SETTLE_SECONDS_MAX)
+
+        return Stores(self.database, self.redis, self.keys, settle=settle)
 
     def quota(self) -> Quota:
         """A client that loads users itself, and makes none: looking at a user is no use of it."""

@@ -11,8 +11,7 @@ from cli.output import Output, printable
 from cli.session import open_session, run
 from quota.period import parse_cycle_months, parse_timezone
 from quota.values import instant_ms, instant_text, parse_instant
-from service.staleness import drop_stale_users
-from service.users import put_user
+from service.moves import move_user
 
 if TYPE_CHECKING:
     from models import User as UserRow
@@ -51,7 +50,8 @@ def set_user(
 ) -> None:
     """Make a user, or change one: what is not given stays as it is.
 
-    A change of tier changes the limits at once; what was used in the running periods stays used.
+    A change of tier changes the limits at once; what was used in the running periods stays used,
+    and so does what was used of the tier's credits.
     """
     changes = {
         "tier": tier,
@@ -64,10 +64,7 @@ def set_user(
 
 async def _set_user(output: Output, user: Any, changes: dict[str, Any]) -> None:
     async with open_session(output) as session:
-        rules, now = await session.rules(), await session.now()
-        async with session.database.session() as transaction:
-            row = await put_user(transaction, user, rules, at=now, **changes)
-        await drop_stale_users(session.database, session.redis, session.keys, user_id=user.id)
+        row = await move_user(session.stores(), user, await session.rules(), **changes)
     answer = {"user": user.text, **_answer(row)}
     output.result(answer, "\n".join(f"{name:13} {printable(str(answer[name]))}" for name in answer))
 
