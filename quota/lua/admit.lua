@@ -144,14 +144,14 @@ local function state_of(place, feature)
       unusable[place] = why
       return nil, why
     end
-    -- credits, their text, tier, what is taken and what is read by feature: names of features are the users' own
-    user, line = {credits, stored[2], head[2], {}, {}, head = head, holds = {}}, stored[3]
+    -- credits, their text, tier, what is taken and what is read by feature (names of features are the users' own), head
+    user, line = {credits, stored[2], head[2], {}, {}, head}, stored[3]
     users[place] = user
     places[#places + 1] = place
   end
   local rule, state = rule_of(user[3], feature), {}
   local sign = rule.sign
-  if rule.allowance ~= user.head[3] then
+  if rule.allowance ~= user[6][3] then
     outdated[place] = true
     return nil, MISSING
   end
@@ -162,6 +162,8 @@ local function state_of(place, feature)
       return nil, MISSING
     end
     state = {unpack_doubles(rule.form, line, #sign + 1)}
+  else
+    state.unused = true
   end
   for i = 1, rule.n do
     -- Never used at all: zero, in the period that runs.
@@ -177,8 +179,10 @@ local function state_of(place, feature)
         return nil, MISSING
       end
       if now >= ends and ends ~= 0 then return nil, ROLL end
-      state.prior = state.prior or {}
-      state.prior[i] = {state[2 * i - 1] or 1, state[2 * i] or 0}
+      if line then
+        state.prior = state.prior or {}
+        state.prior[i] = {state[2 * i - 1], state[2 * i]}
+      end
     end
     state[2 * i - 1], state[2 * i] = ends, used
   end
@@ -196,7 +200,7 @@ local function before_of(place, feature, state)
     before = {unpack_doubles(rule.form, line, #rule.sign + 1)}
   end
   for i = 1, rule.n do
-    local prior = state.prior and state.prior[i]
+    local prior = state.prior and state.prior[i] or state.unused and {1, 0}
     if prior then before[2 * i - 1], before[2 * i] = prior[1], prior[2] end
   end
   state.before = before
@@ -261,7 +265,7 @@ local function judge(at, forced)
   if not state then return why end
   local cost, view = cost_of(ARGV[at + 6], state.user[3]), state
   if not cost then return INVALID end
-  if sub(ARGV[at + 3], 2, 2) == '@' then
+  if #ARGV[at + 3] > 1 and sub(ARGV[at + 3], 2, 2) == '@' then
     view, why = late_view(place, feature, state, tonumber(sub(ARGV[at + 3], 3)))
     if not view then
       outdated[place] = true
@@ -333,9 +337,10 @@ local function reserve(at, outcome, state, amount, cost)
   for i = 1, rule.n do ends[i] = rule.per[i] .. '=' .. format('%d', state[2 * i - 1]) .. ',' end
   local reply = take(at, outcome, state, amount, cost, state)
   if cost > 0 then note(place, user, 'h', before, cost, key) end
+  user.holds = user.holds or {}
   user.holds[key] = concat({format('%d', expires), ARGV[at + 4], format('%d', amount), format('%d', cost), price, concat(ends),
                             cost > 0 and format('%d+,', cost) or ''}, '|')
-  local valid_until = user.valid_until or user.head[1]
+  local valid_until = user.valid_until or user[6][1]
   if valid_until == 0 or expires < valid_until then user.valid_until = expires end
   call('ZADD', KEYS[8], 'LT', format('%d', expires), cjson.decode(ARGV[at + 8])[1])
   kinds[taken], special = 'h' .. format('%d', expires) .. ';' .. price, true
@@ -378,6 +383,7 @@ local function settle(at)
   local state, why = state_of(place, feature)
   if not state then return why end
   local user, rule = state.user, state.rule
+  user.holds = user.holds or {}
   local held = user.holds[key]
   if held == nil then held = call('HGET', KEYS[place], 'o:' .. key) end
   if not held then return NO_HOLD end
@@ -429,7 +435,7 @@ local function store_holds(place, user)
   end
   if user.journal then call('HSET', KEYS[place], 'j', user.journal) end
   if user.valid_until then
-    call('HSET', KEYS[place], 'h', concat({epoch, format('%d', user.valid_until), user.head[2], user.head[3]}, ','))
+    call('HSET', KEYS[place], 'h', concat({epoch, format('%d', user.valid_until), user[6][2], user[6][3]}, ','))
   end
 end
 
@@ -548,7 +554,7 @@ if taken > 0 then
     end
     if user.paid then fields[n + 1], fields[n + 2] = 'c', user[2] end
     if fields[1] then call('HSET', KEYS[places[p]], unpack(fields)) end
-    store_holds(places[p], user)
+    if user.holds then store_holds(places[p], user) end
   end
   -- The ring is written half a lifetime a place, so a key is remembered for one lifetime at least and one and a half at most.
   local span = tonumber(about[4]) / 2
