@@ -2,7 +2,7 @@
 
 from sqlmodel import SQLModel
 
-from models.credits import CreditEntry, CreditGrant
+from models.credits import CreditEntry, CreditGrant, Hold, UsageRefund
 from models.rules import CreditPrice, TierLimit, TierVersion
 from models.usage import FeatureUsage, UsageCounter, UsageKey, UsageLog, UsageWindow
 from models.usage_log import QuarantinedRecord, StaleUser, UsageShard
@@ -13,6 +13,7 @@ __all__ = [
     "CreditGrant",
     "CreditPrice",
     "FeatureUsage",
+    "Hold",
     "QuarantinedRecord",
     "SQLModel",
     "StaleUser",
@@ -21,6 +22,7 @@ __all__ = [
     "UsageCounter",
     "UsageKey",
     "UsageLog",
+    "UsageRefund",
     "UsageShard",
     "UsageWindow",
     "User",

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     ForeignKey,
     Identity,
@@ -28,7 +29,8 @@ from models.columns import bigint, instant, label, user_id
 class UsageLog(SQLModel, table=True):
     """One metered act: all columns and indexes of seed 003, the event fields of seed 001.
 
-    Partitioned by month of `created_at`. The key carries the user, and begins with the id, which
+    Partitioned by month of `created_at`. `arrived_at` is when a record was admitted that says when it
+    occurred; a *late* one came too late to be counted then. The key carries the user, and begins with the id, which
     grows with time: new rows go to the end of the index.
     """
 
@@ -39,6 +41,8 @@ class UsageLog(SQLModel, table=True):
         Index("idx_usage_logs_format_quality", "format", "quality"),
         Index("idx_usage_logs_created", text("created_at DESC")),
         Index("idx_usage_logs_credits", text("credits_consumed DESC")),
+        # A refund by key alone; a key that is the id is found by that.
+        Index("idx_usage_logs_key", "key", postgresql_where=text("key IS NOT NULL")),
         {"postgresql_partition_by": "RANGE (created_at)"},
     )
 
@@ -67,6 +71,10 @@ class UsageLog(SQLModel, table=True):
     event_type: str | None = Field(default=None, sa_column=label())
     product_version: str | None = Field(default=None, sa_column=label())
     session_id: str | None = Field(default=None, sa_column=label())
+    late: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false"))
+    )
+    arrived_at: dt.datetime | None = Field(default=None, sa_column=instant(nullable=True))
 
 
 class UsageKey(SQLModel, table=True):

@@ -13,7 +13,8 @@ class User(SQLModel, table=True):
     """A user, made on first use unless AUTO_PROVISION is off (seeds 000-004 all refer to it).
 
     `external_id` is what the application calls the user; `id` is derived from it, or is it.
-    `overage_micro` is what was burnt past the last grant and no grant has paid yet.
+    `overage_micro` is what was burnt past the last grant and no grant has paid yet; what had begun by
+    `overage_at`, when it was last set, does not repay it.
     """
 
     __tablename__ = "users"
@@ -38,3 +39,4 @@ class User(SQLModel, table=True):
     status: str = Field(default="active", sa_column=label(nullable=False, default="active"))
     overage_micro: int = Field(default=0, sa_column=bigint(default=0))
     created_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
+    overage_at: dt.datetime | None = Field(default=None, sa_column=instant(nullable=True))

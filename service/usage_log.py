@@ -6,8 +6,9 @@ of the service wrote is left for it, and what nobody can read is told apart from
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -20,9 +21,22 @@ if TYPE_CHECKING:
     from quota.keys import ShardKeys
     from quota.scripts import Client
 
-__all__ = ["Entries", "Line", "NewerVersionError", "Unreadable", "read_entries"]
+__all__ = [
+    "COMMIT",
+    "EXPIRE",
+    "RELEASE",
+    "RESERVE",
+    "Code",
+    "Entries",
+    "Line",
+    "NewerVersionError",
+    "Unreadable",
+    "read_entries",
+]
 
-VERSION = 1
+VERSION = 2
+_VERSIONS = (b"1", b"2")  # a 1 has no codes; who writes it may not have been restarted yet
+RESERVE, COMMIT, RELEASE, EXPIRE = "h", "c", "r", "x"
 BYTES_MAX = 32 * 1024 * 1024  # of one run: metadata may make a line 16 KiB long
 LARGE_BYTES = 64 * 1024  # of an entry: 400 lines without metadata have less
 ENTRIES_MIN = 10
@@ -31,6 +45,9 @@ _INSTANT_MS_MAX = (
     221_845_392_000_000  # the year 9000: its periods still end in a year that datetime has
 )
 _NUMBER_MAX = 32_767  # a smallint; `quota` puts at most 100 lines into a record
+_PRICE = re.compile(
+    rb"[0-9]{1,100}/[1-9][0-9]{0,99}"
+)  # three factors of 27 digits, times a million
 _NO_METADATA = msgspec.Raw(b"null")
 
 
@@ -38,11 +55,23 @@ class NewerVersionError(Exception):
     """The log has an entry of a newer version of the service; a newer worker has to apply it."""
 
 
+class Code(NamedTuple):
+    """What a line does to a hold, whose key it has.
+
+    *at_ms* is when a reserve expires or an expired hold ended, 0 for others; *price* is that of a
+    reserve, `num/den` micro-credits a unit.
+    """
+
+    op: str
+    at_ms: int = 0
+    price: str = ""
+
+
 class Line(msgspec.Struct, array_like=True, gc=False):
     """A line of an entry, in the order of `quota.wire`; what follows `number` may be left out.
 
-    `windows` is not of the line: the entry tells which windows of so many seconds it counts in,
-    as pairs of seconds and end in ms.
+    `windows` and `code` are not of the line: the entry tells which windows of so many seconds it
+    counts in, as pairs of seconds and end in ms, and what it does to a hold.
     """
 
     user: str
@@ -59,6 +88,7 @@ class Line(msgspec.Struct, array_like=True, gc=False):
     product_version: str | None = None
     session_id: str | None = None
     windows: list[tuple[int, int]] | None = None
+    code: Code | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +154,7 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
             f"entry {entry_id} is of version {version.decode()}, this worker reads {VERSION}"
         )
     try:
-        if fields[b"v"] != b"%d" % VERSION:
-            raise ValueError(f"v: not a version: {version[:40]!r}")
-        at_ms = _instant(fields[b"t"])
-        lines, costs = fields[b"r"], fields[b"c"].rstrip(b",").split(b",")
-        raw_lines: list[Any] = _decode_raw(lines)
-        windows = fields[b"w"].split(b",") if b"w" in fields else [b""] * len(raw_lines)
-        if not len(costs) == len(windows) == len(raw_lines):
-            raise ValueError(
-                f"{len(raw_lines)} lines, but {len(costs)} costs and {len(windows)} windows"
-            )
+        at_ms, lines, raw_lines, costs, windows, codes = _parts(fields)
     except (KeyError, ValueError, RecursionError, msgspec.DecodeError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else str(error)
         run.unreadable.append(Unreadable(entry_id, msgspec.json.encode(_texts(fields)), reason))
@@ -151,9 +172,11 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
             line = decoded[number] if decoded else _decode_line(raw)
             cost = _cost(costs[number])
             line.windows = _windows(windows[number]) if windows[number] else None
+            line.code = _code(codes[number]) if codes[number] else None
             user = parse_user_id(line.user)
             parse_feature(line.feature)
-            parse_amount(line.amount)
+            if line.amount or line.code is None or line.code.op == RESERVE:
+                parse_amount(line.amount)
             parse_key(line.key)
             if line.number or line.metadata is not _NO_METADATA:
                 _check_rest(line)
@@ -161,6 +184,25 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
             run.unreadable.append(Unreadable(f"{entry_id}/{number}", bytes(raw), str(error)))
         else:
             run.lines.append((user.id, line, cost, at_ms, entry_id))
+
+
+def _parts(
+    fields: dict[bytes, bytes],
+) -> tuple[int, bytes, list[Any], list[bytes], list[bytes], list[bytes]]:
+    """The instant of an entry, its lines whole and one by one, and what it says of each: cost, windows, code."""
+    version = fields[b"v"]
+    if version not in _VERSIONS:
+        raise ValueError(f"v: not a version: {version[:40]!r}")
+    at_ms, lines = _instant(fields[b"t"]), fields[b"r"]
+    raw_lines: list[Any] = _decode_raw(lines)
+    count, costs = len(raw_lines), fields[b"c"].rstrip(b",").split(b",")
+    windows = fields[b"w"].split(b",") if b"w" in fields else [b""] * count
+    codes = fields[b"k"].split(b",") if b"k" in fields else [b""] * count
+    if not len(costs) == len(windows) == len(codes) == count:
+        raise ValueError(
+            f"{count} lines, but {len(costs)} costs, {len(windows)} windows and {len(codes)} codes"
+        )
+    return at_ms, lines, raw_lines, costs, windows, codes
 
 
 def _instant(text: bytes) -> int:
@@ -182,6 +224,19 @@ def _cost(text: bytes) -> int:
     if not text.isdigit() or len(text) > 16 or int(text) > MICRO_MAX:
         raise ValueError(f"cost: not micro-credits: {text[:40]!r}")
     return int(text)
+
+
+def _code(text: bytes) -> Code:
+    op, rest = text[:1].decode("latin-1"), text[1:]
+    if op == RESERVE:
+        expires, _, price = rest.partition(b";")
+        if _PRICE.fullmatch(price):
+            return Code(op, _instant(expires), price.decode())
+    elif op == EXPIRE:
+        return Code(op, _instant(rest))
+    elif op in (COMMIT, RELEASE) and not rest:
+        return Code(op)
+    raise ValueError(f"code: nothing that is done to a hold: {text[:80]!r}")
 
 
 def _windows(text: bytes) -> list[tuple[int, int]]:

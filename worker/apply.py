@@ -6,30 +6,19 @@ crash after it finds the position advanced. The row lock on the shard lets one w
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import asyncpg
 import msgspec
 
-from quota.burndown import Grant
-from quota.period import Calendar
-from quota.values import instant_of, parse_user_id
+from quota.values import instant_of
 from service.database import statement
-from service.grants import stored_grant
-from service.usage_log import Entries, Unreadable
-from worker.batch import (
-    COLUMNS,
-    ENTRY_COLUMNS,
-    KEY_SKEW_MS,
-    PERIODS,
-    Batch,
-    Keyed,
-    Member,
-    fold,
-    keyed,
-)
+from service.usage_log import RESERVE, Entries, Unreadable
+from worker.batch import KEY_SKEW_MS, LATE_GRACE_MS, Keyed, fold, keyed
+from worker.members import members_of
+from worker.writing import columns, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -71,15 +60,19 @@ class Applied:
     stale_users: int
 
 
-async def apply_run(database: Database, shard: int, run: Entries) -> Applied | None:
+async def apply_run(
+    database: Database, shard: int, run: Entries, *, late_grace_ms: int = LATE_GRACE_MS
+) -> Applied | None:
     """Apply *run* to PostgreSQL, exactly once.
 
+    A record that says when it occurred counts there until *late_grace_ms* after the end of the period.
     None: another worker has the shard, or it moved on since the run was read.
     """
+    write_lines = partial(_write_lines, late_grace_ms=late_grace_ms)
     try:
-        return await _apply(database, shard, run, _write_lines)
+        return await _apply(database, shard, run, write_lines)
     except _POISON:
-        return await _apply(database, shard, run, _write_sound_lines)
+        return await _apply(database, shard, run, partial(_write_sound_lines, write_lines))
 
 
 async def _apply(database: Database, shard: int, run: Entries, write: Write) -> Applied | None:
@@ -105,14 +98,16 @@ class Written(NamedTuple):
     poison: list[Unreadable]
 
 
-async def _write_sound_lines(connection: asyncpg.Connection[Any], lines: Sequence[Any]) -> Written:
+async def _write_sound_lines(
+    write_lines: Write, connection: asyncpg.Connection[Any], lines: Sequence[Any]
+) -> Written:
     """Write *lines* down but those that PostgreSQL refuses, which it finds by halving.
 
     A record of several lines is never parted: its first line tells whether all are repeats.
     """
     try:
         async with connection.transaction():  # a savepoint
-            return await _write_lines(connection, lines)
+            return await write_lines(connection, lines)
     except _POISON as error:
         heads = [
             number for number, (_, line, _, _, _) in enumerate(lines) if line.number == 0 and number
@@ -120,8 +115,8 @@ async def _write_sound_lines(connection: asyncpg.Connection[Any], lines: Sequenc
         if not heads:
             return Written(0, 0, [_poison(one, error) for one in lines])
         middle = min(heads, key=lambda number: abs(number - len(lines) // 2))
-    first = await _write_sound_lines(connection, lines[:middle])
-    second = await _write_sound_lines(connection, lines[middle:])
+    first = await _write_sound_lines(write_lines, connection, lines[:middle])
+    second = await _write_sound_lines(write_lines, connection, lines[middle:])
     return Written(
         first.repeats + second.repeats,
         first.stale_users + second.stale_users,
@@ -135,48 +130,22 @@ def _poison(one: Any, error: Exception) -> Unreadable:
     return Unreadable(place, msgspec.json.encode(line), f"{type(error).__name__}: {error}")
 
 
-async def _write_lines(connection: asyncpg.Connection[Any], lines: Sequence[Any]) -> Written:
+async def _write_lines(
+    connection: asyncpg.Connection[Any], lines: Sequence[Any], *, late_grace_ms: int
+) -> Written:
     """Write *lines* down, whole."""
     if not lines:
         return Written(0, 0, [])
     keys = keyed(lines)
-    members = await _members(connection, lines)
+    members = await members_of(connection, lines)
     repeated = await _repeated(connection, lines, keys)
-    batch = fold(lines, keys, repeated, members)
-    await connection.copy_records_to_table("usage_logs", records=batch.logs, columns=COLUMNS)
-    await _write_usage(connection, batch)
-    await _write_credits(connection, batch)
-    if batch.keys:
-        await connection.execute(statement("worker", "add_keys"), *_columns(batch.keys))
+    batch = fold(lines, keys, repeated, members, late_grace_ms=late_grace_ms)
+    await write(connection, batch)
+    repeated.update(batch.ignored)
     stale = {lines[number][0] for number in repeated}
     if stale:  # Redis counted the repeats once more: it has to load these users again
         await connection.execute(statement("worker", "note_stale"), list(stale))
     return Written(len(repeated), len(stale), [])
-
-
-async def _members(connection: asyncpg.Connection[Any], lines: Sequence[Any]) -> dict[UUID, Member]:
-    names = {user_id: line.user for user_id, line, _, _, _ in lines}
-    rows = await connection.fetch(statement("worker", "members"), list(names))
-    if len(rows) < len(names):
-        missing = sorted(set(names) - {row["id"] for row in rows})
-        external = [parse_user_id(names[user_id]).external_id for user_id in missing]
-        at = instant_of(lines[0][3])
-        await connection.execute(statement("worker", "add_users"), missing, external, at)
-        rows = await connection.fetch(statement("worker", "members"), list(names))
-    payers = {user_id for user_id, _, cost, _, _ in lines if cost}
-    grants: dict[UUID, list[Grant]] = defaultdict(list)
-    if payers:
-        for row in await connection.fetch(statement("worker", "member_grants"), list(payers)):
-            grants[row["user_id"]].append(stored_grant(row))
-    return {
-        row["id"]: Member(
-            Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"]),
-            row["overage_micro"],
-            row["overage_at_ms"],
-            grants[row["id"]],
-        )
-        for row in rows
-    }
 
 
 async def _repeated(
@@ -206,7 +175,23 @@ async def _repeated(
         number for number in keys.timed if (lines[number][0], keys.ids[number]) in known_ids
     }
     repeated |= {number for number, mark in keys.marked if (lines[number][0], mark) in known_marks}
+    repeated |= await _reserved_before(connection, lines)
     return _with_followers(lines, repeated)
+
+
+async def _reserved_before(connection: asyncpg.Connection[Any], lines: Sequence[Any]) -> set[int]:
+    """The numbers of the reserves whose key has a hold already, however that ended."""
+    reserves = {
+        number: (user_id, line.key)
+        for number, (user_id, line, _, _, _) in enumerate(lines)
+        if line.code is not None and line.code.op == RESERVE
+    }
+    if not reserves:
+        return set()
+    users, keys = zip(*reserves.values(), strict=True)
+    rows = await connection.fetch(statement("worker", "repeated_holds"), users, keys)
+    known = {(row["user_id"], row["key"]) for row in rows}
+    return {number for number, key in reserves.items() if key in known}
 
 
 def _instant(ms: int) -> datetime:
@@ -220,6 +205,8 @@ def _with_followers(lines: Sequence[Any], repeated: set[int]) -> set[int]:
     skipped: set[int] = set()
     record, skipping = None, False
     for number, (user_id, line, _, _, _) in enumerate(lines):
+        if line.code is not None and line.code.op != RESERVE:
+            continue  # the end of a hold has its key; whether it repeats, the hold tells
         key = (user_id, line.key)
         # A further line of another record than the last has lost its head: that one could not be read.
         if line.number == 0 or key != record:
@@ -231,57 +218,9 @@ def _with_followers(lines: Sequence[Any], repeated: set[int]) -> set[int]:
     return skipped
 
 
-async def _write_usage(connection: asyncpg.Connection[Any], batch: Batch) -> None:
-    if not batch.usage:
-        return
-    users = [user_id for user_id, _ in batch.usage]
-    features = [feature for _, feature in batch.usage]
-    rows = batch.usage.values()
-    units = [row[0] for row in rows]
-    await connection.execute(
-        statement("worker", "add_feature_usage"),
-        users,
-        features,
-        units,
-        [row[1] for row in rows],
-        [row[2] for row in rows],
-    )
-    calendars: dict[Any, int] = {}
-    places = [calendars.setdefault(row[3], len(calendars) + 1) for row in rows]
-    # Seldom a period ends in the middle of a run; else each count is the units, which are sent once.
-    whole = all(row[4] == [row[0]] * len(PERIODS) for row in rows)
-    parts = [None if whole else [row[4][place] for row in rows] for place in range(len(PERIODS))]
-    starts = _columns(list(calendars))
-    await connection.execute(
-        statement("worker", "add_counters"), users, features, units, places, *parts, *starts
-    )
-    if batch.windows:
-        rows_of_windows = [
-            (*key, instant_of(end_ms), amount) for key, (end_ms, amount) in batch.windows.items()
-        ]
-        await connection.execute(statement("worker", "add_windows"), *_columns(rows_of_windows))
-
-
-async def _write_credits(connection: asyncpg.Connection[Any], batch: Batch) -> None:
-    if batch.entries:
-        await connection.copy_records_to_table(
-            "credit_entries", records=batch.entries, columns=ENTRY_COLUMNS
-        )
-    if batch.grants_left:
-        await connection.execute(
-            statement("worker", "set_grants_left"), *_columns(batch.grants_left)
-        )
-    if batch.overages:
-        await connection.execute(statement("worker", "set_overages"), *_columns(batch.overages))
-
-
 async def _quarantine(
     connection: asyncpg.Connection[Any], shard: int, unreadable: Iterable[Unreadable]
 ) -> None:
     rows = [(one.place, one.raw, one.reason.replace("\0", "\\0")) for one in unreadable]
     if rows:
-        await connection.execute(statement("worker", "quarantine"), f"log:{shard}", *_columns(rows))
-
-
-def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]
+        await connection.execute(statement("worker", "quarantine"), f"log:{shard}", *columns(rows))

@@ -7,27 +7,34 @@ of their users, so a run that is read twice folds to the same rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from quota.account import Account
-from quota.period import Calendar, window_at
-from quota.values import MICRO, instant_of, uuid7_time_ms
+from quota.values import MICRO, uuid7_time_ms
 from quota.wire import mark_of
+from service.usage_log import RESERVE
+from worker.counts import PERIODS, count, count_windows, counted_in, instant_at, starts_at
+from worker.holding import Holding
+from worker.purse import ENTRY_COLUMNS, Purses, uuid7_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
 
     from quota.burndown import Grant
+    from quota.period import Calendar
+    from quota.rules import Tier
     from service.usage_log import Line
+    from worker.holding import Hold
 
 __all__ = [
     "COLUMNS",
     "ENTRY_COLUMNS",
     "KEY_SKEW_MS",
+    "LATE_GRACE_MS",
     "PERIODS",
     "Batch",
     "Keyed",
@@ -38,7 +45,7 @@ __all__ = [
 
 # A key made by our client carries its time; it is looked for so far around it (a clock may be off by as much).
 KEY_SKEW_MS = 24 * 3600 * 1000
-PERIODS = ("hour", "day", "week", "month", "year", "cycle")
+LATE_GRACE_MS = 3_600_000
 COLUMNS = (
     "id",
     "user_id",
@@ -55,10 +62,9 @@ COLUMNS = (
     "event_type",
     "product_version",
     "session_id",
+    "late",
+    "arrived_at",
 )
-# Of credit_entries: who paid for what; no grant means overage.
-ENTRY_COLUMNS = ("user_id", "grant_id", "usage_id", "kind", "amount_micro", "created_at")
-_CALENDARS_MAX = 100_000  # users' calendars kept with the windows that ran last; cleared when full
 
 
 class Member(NamedTuple):
@@ -66,8 +72,11 @@ class Member(NamedTuple):
 
     calendar: Calendar
     overage: int
-    overage_at_ms: int  # when it last grew: of grants that were over by then, none repays it
+    overage_at_ms: int  # when it was last set: of grants that were over by then, none repays it
     grants: Sequence[Grant]
+    holds: Mapping[str, Hold] = MappingProxyType({})  # open ones, in the order of their reserves
+    tier: Tier | None = None
+    changed_at_ms: int = 0  # when the rules came into force, and with them the tier's allowance
 
 
 @dataclass(slots=True)
@@ -95,7 +104,14 @@ class Batch:
     )  # end in ms, units
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     grants_left: list[tuple[UUID, UUID, int]] = field(default_factory=list)
-    overages: list[tuple[UUID, int]] = field(default_factory=list)
+    # Of those that were set back or changed: left, amount, how often, since when.
+    grants_renewed: list[tuple[Any, ...]] = field(default_factory=list)
+    # Tiers' allowances without a row so far: user, id, amount, left, effective and renewed at, how often.
+    allowances: list[tuple[Any, ...]] = field(default_factory=list)
+    overages: list[tuple[UUID, int, datetime]] = field(default_factory=list)  # and since when
+    holds_made: list[Hold] = field(default_factory=list)
+    holds_changed: list[Hold] = field(default_factory=list)  # ended, or paid by others
+    ignored: list[int] = field(default_factory=list)  # ends of holds that are not open
 
 
 def keyed(lines: Sequence[Any]) -> Keyed:
@@ -110,183 +126,133 @@ def keyed(lines: Sequence[Any]) -> Keyed:
         time_ms = uuid7_time_ms(line.key)
         if line.number:  # no key has a NUL
             mark = mark_of(user_id, f"{line.key}\0{line.number}")
-            found.ids.append(_id_from(mark, at_ms if time_ms is None else time_ms))
+            found.ids.append(uuid7_from(mark, at_ms if time_ms is None else time_ms))
+            continue
+        if line.code is not None and line.code.op != RESERVE:
+            found.ids.append(line.key)  # no usage of its own: it has the key of its hold
             continue
         mark = mark_of(user_id, line.key) if time_ms is None else b""
         if time_ms is None:
-            found.ids.append(_id_from(mark, at_ms))
+            found.ids.append(uuid7_from(mark, at_ms))
         else:
             found.ids.append(line.key)
             found.timed.append(number)
             low = time_ms if low is None or time_ms < low else low
             high = max(high, time_ms)
-        if time_ms is None or abs(time_ms - _created_ms(line, at_ms)) > KEY_SKEW_MS:
+        occurred_ms = line.occurred_at_ms
+        created_ms = at_ms if occurred_ms is None else occurred_ms
+        if time_ms is None or abs(time_ms - created_ms) > KEY_SKEW_MS:
             found.marked.append((number, UUID(bytes=mark or mark_of(user_id, line.key))))
     found.time_min_ms, found.time_max_ms = low or 0, high
     return found
 
 
 def fold(
-    lines: Sequence[Any], keys: Keyed, skipped: set[int], members: Mapping[UUID, Member]
+    lines: Sequence[Any],
+    keys: Keyed,
+    skipped: set[int],
+    members: Mapping[UUID, Member],
+    *,
+    late_grace_ms: int = LATE_GRACE_MS,
 ) -> Batch:
     """The rows that *lines* come to; *skipped* are the numbers of those that were applied before."""
     batch = Batch()
-    accounts: dict[UUID, Account] = {}
+    purses = Purses(batch, members)
+    holding = Holding(batch, members, purses, _row)
     marks = dict(keys.marked)
-    logs, usage = batch.logs, batch.usage
     for number, (user_id, line, cost, at_ms, _) in enumerate(lines):
         if number in skipped:
             continue
-        usage_id, amount = keys.ids[number], line.amount
-        created_at = instant_at(_created_ms(line, at_ms))
-        metadata = bytes(line.metadata)
-        metadata_text = None if metadata == b"null" else metadata.decode()
-        logs.append(
-            (
-                usage_id,
-                user_id,
-                line.feature,
-                amount,
-                credits_text(cost),
-                metadata_text,
-                created_at,
-                line.format,
-                line.quality,
-                None if usage_id is line.key else line.key,
-                line.number,
-                line.event_id,
-                line.event_type,
-                line.product_version,
-                line.session_id,
-            )
-        )
+        usage_id = keys.ids[number]
         if number in marks:
-            batch.keys.append((user_id, marks[number], usage_id, created_at))
-        member = members[user_id]
-        _count(
-            usage,
-            (user_id, line.feature),
-            amount,
-            created_at,
-            metadata_text,
-            _starts(member.calendar, at_ms),
-        )
-        if line.windows:
-            _count_windows(batch.windows, user_id, line)
-        if cost:
-            account = accounts.get(user_id)
-            if account is None:
-                account = accounts[user_id] = Account(
-                    member.grants, member.overage, at_ms=member.overage_at_ms
-                )
-            _charge(batch, account, user_id, usage_id, cost, at_ms)
-    for user_id, account in accounts.items():
-        _settle(batch, user_id, members[user_id], account)
+            batch.keys.append((user_id, marks[number], usage_id, _created_at(line, at_ms)))
+        if line.code is None:
+            _use(batch, members[user_id], user_id, line, usage_id, cost, at_ms, late_grace_ms)
+            if cost:
+                purses.of(user_id, at_ms).pay(line, usage_id, cost, at_ms=at_ms)
+        elif line.code.op == RESERVE:
+            holding.reserve(user_id, line, usage_id, cost, at_ms)
+        elif not holding.end(user_id, line, cost, at_ms):
+            batch.ignored.append(number)
+    holding.close(purses.close())
     return batch
 
 
-def _created_ms(line: Line, at_ms: int) -> int:
-    return at_ms if line.occurred_at_ms is None else line.occurred_at_ms
+def _use(
+    batch: Batch,
+    member: Member,
+    user_id: UUID,
+    line: Line,
+    usage_id: Any,
+    cost: int,
+    at_ms: int,
+    late_grace_ms: int,
+) -> None:
+    """Log and count a line that was used as it was admitted."""
+    occurred_ms, late = line.occurred_at_ms, False
+    if occurred_ms is None:
+        created_at, arrived_at = instant_at(at_ms), None
+        starts = starts_at(member.calendar, at_ms)
+    else:
+        created_at, arrived_at = instant_at(occurred_ms), instant_at(at_ms)
+        starts, late = counted_in(member.calendar, occurred_ms, at_ms=at_ms, grace_ms=late_grace_ms)
+    row = _row(
+        usage_id,
+        user_id,
+        line,
+        line.amount,
+        cost,
+        created_at,
+        number=line.number,
+        late=late,
+        arrived_at=arrived_at,
+    )
+    batch.logs.append(row)
+    count(batch.usage, (user_id, line.feature), line.amount, created_at, row[5], starts)
+    if line.windows:
+        count_windows(batch.windows, user_id, line.feature, line.windows, line.amount)
 
 
-def _id_from(mark: bytes, time_ms: int) -> UUID:
-    """A UUIDv7 of *time_ms* whose other bits are those of *mark*."""
-    digest = int.from_bytes(mark[:10])
-    return UUID(int=time_ms << 80 | 7 << 76 | (digest & 0xFFF) << 64 | 2 << 62 | digest >> 18)
+def _row(
+    usage_id: Any,
+    user_id: UUID,
+    line: Line,
+    amount: int,
+    cost: int,
+    created_at: datetime,
+    *,
+    number: int = 0,
+    late: bool = False,
+    arrived_at: datetime | None = None,
+) -> tuple[Any, ...]:
+    """A row of usage_logs, in the order of `COLUMNS`; a key that is the id is not kept twice."""
+    metadata = bytes(line.metadata)
+    return (
+        usage_id,
+        user_id,
+        line.feature,
+        amount,
+        credits_text(cost),
+        None if metadata == b"null" else metadata.decode(),
+        created_at,
+        line.format,
+        line.quality,
+        None if usage_id is line.key else line.key,
+        number,
+        line.event_id,
+        line.event_type,
+        line.product_version,
+        line.session_id,
+        late,
+        arrived_at,
+    )
+
+
+def _created_at(line: Line, at_ms: int) -> datetime:
+    return instant_at(at_ms if line.occurred_at_ms is None else line.occurred_at_ms)
 
 
 @lru_cache(maxsize=65_536)
 def credits_text(cost: int) -> Decimal:
     """Micro-credits as the credits of `usage_logs`; few costs are many records'."""
     return Decimal(cost) / MICRO
-
-
-@lru_cache(maxsize=65_536)
-def instant_at(ms: int) -> datetime:
-    """The instant; the lines of one entry share it."""
-    return instant_of(ms)
-
-
-_running: dict[Calendar, tuple[int, int, tuple[datetime, ...]]] = {}
-
-
-def _starts(calendar: Calendar, at_ms: int) -> tuple[datetime, ...]:
-    """The starts of the calendar's periods that run at *at_ms*: the same tuple while none of them ends."""
-    running = _running.get(calendar)
-    if running is None or not running[0] <= at_ms < running[1]:
-        windows = [window_at(per, at_ms, calendar) for per in PERIODS]
-        first = max(window.start_ms for window in windows)
-        last = min(window.end_ms for window in windows if window.end_ms is not None)
-        if len(_running) >= _CALENDARS_MAX:
-            _running.clear()
-        running = _running[calendar] = (
-            first,
-            last,
-            tuple(instant_at(window.start_ms) for window in windows),
-        )
-    return running[2]
-
-
-def _count(
-    usage: dict[tuple[UUID, str], list[Any]],
-    key: tuple[UUID, str],
-    amount: int,
-    at: datetime,
-    metadata: str | None,
-    starts: tuple[datetime, ...],
-) -> None:
-    """Add to the row of a user and feature: units, last use, metadata of it, starts, units by period."""
-    row = usage.get(key)
-    if row is None:
-        usage[key] = [amount, at, metadata, starts, [amount] * len(PERIODS)]
-        return
-    row[0] += amount
-    if at >= row[1]:
-        row[1] = at
-        row[2] = metadata if metadata is not None else row[2]
-    if row[3] is starts:
-        row[4] = [units + amount for units in row[4]]
-    else:  # a period ended in the middle of the run: the later one counts on, alone
-        merged = [
-            (start, units + amount)
-            if start == old
-            else (max(start, old), amount if start > old else units)
-            for start, old, units in zip(starts, row[3], row[4], strict=True)
-        ]
-        row[3], row[4] = tuple(start for start, _ in merged), [units for _, units in merged]
-
-
-def _count_windows(
-    windows: dict[tuple[UUID, str, int], tuple[int, int]], user_id: UUID, line: Line
-) -> None:
-    """Add to each window that the line counts in; a later one starts over, an earlier one is past."""
-    for seconds, end_ms in line.windows or ():
-        key = (user_id, line.feature, seconds)
-        running_end_ms, units = windows.get(key, (end_ms, 0))
-        if end_ms > running_end_ms:
-            windows[key] = (end_ms, line.amount)
-        elif end_ms == running_end_ms:
-            windows[key] = (end_ms, units + line.amount)
-
-
-def _charge(
-    batch: Batch, account: Account, user_id: UUID, usage_id: Any, cost: int, at_ms: int
-) -> None:
-    at = instant_at(at_ms)
-    for grant_id, paid in account.repay(at_ms=at_ms):
-        batch.entries.append((user_id, grant_id, None, "repaid", paid, at))
-    payments, overage = account.charge(cost, at_ms=at_ms)
-    for grant_id, paid in payments:
-        batch.entries.append((user_id, grant_id, usage_id, "burn", paid, at))
-    if overage:
-        batch.entries.append((user_id, None, usage_id, "burn", overage, at))
-
-
-def _settle(batch: Batch, user_id: UUID, member: Member, account: Account) -> None:
-    if account.overage != member.overage:
-        batch.overages.append((user_id, account.overage))
-    batch.grants_left += [
-        (user_id, grant.id, left)
-        for grant in member.grants
-        if (left := account.left_of(grant.id)) != grant.left
-    ]

@@ -171,7 +171,7 @@ async def test_a_count_that_postgresql_cannot_hold_is_set_aside(deps: Deps) -> N
 async def test_an_entry_of_a_newer_version_is_left_for_a_newer_worker(deps: Deps) -> None:
     shard = deps.keys.shard_of(USER.id)
     await deps.quota.record("user-1", "tokens", 1)
-    newer = await deps.redis.xadd(shard.log, {"v": "2", "what": "ever"})
+    newer = await deps.redis.xadd(shard.log, {"v": "3", "what": "ever"})
     await deps.quota.record("user-1", "tokens", 1)
 
     await deps.drain.run(seconds_max=5)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
@@ -14,6 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from models import SQLModel
+from quota.values import instant_ms, uuid7_time_ms
 from service.migrations import (
     OutdatedDatabaseError,
     TableInUseError,
@@ -134,6 +136,110 @@ async def test_a_downgrade_drops_partitions_and_rows_too(database_url, connectio
     assert {name.removesuffix("_pkc") for (name,) in left} == {"alembic_version"}
 
 
+ROWS_OF_0001 = """
+    INSERT INTO users (id, tier, overage_micro) VALUES
+        (repeat('1', 32)::uuid, 'free', 500), (repeat('2', 32)::uuid, 'free', 0);
+    INSERT INTO credit_grants (user_id, id, amount_micro, left_micro, effective_at, created_at, voided_at) VALUES
+        (repeat('1', 32)::uuid, repeat('a', 32)::uuid, 1000, 0, '2025-01-01Z', '2025-01-01Z', NULL),
+        (repeat('2', 32)::uuid, repeat('b', 32)::uuid, 800, 300, '2025-01-01Z', '2025-01-01Z', '2025-02-01Z');
+    INSERT INTO credit_entries (user_id, grant_id, usage_id, kind, amount_micro, created_at) VALUES
+        (repeat('1', 32)::uuid, repeat('a', 32)::uuid, repeat('c', 32)::uuid, 'burn', 900, '2025-01-02Z'),
+        (repeat('1', 32)::uuid, NULL, repeat('c', 32)::uuid, 'burn', 600, '2025-01-02Z'),
+        (repeat('1', 32)::uuid, repeat('a', 32)::uuid, NULL, 'repaid', 100, '2025-01-03Z'),
+        (repeat('2', 32)::uuid, repeat('b', 32)::uuid, repeat('d', 32)::uuid, 'burn', 500, '2025-01-02Z');
+    INSERT INTO usage_logs (id, user_id, action) VALUES (repeat('c', 32)::uuid, repeat('1', 32)::uuid, 'image');
+"""
+KEPT_OF_0001 = {
+    "users": "SELECT id, tier, overage_micro FROM users ORDER BY 1",
+    "grants": "SELECT user_id, id, amount_micro, left_micro, voided_at FROM credit_grants ORDER BY 1, 2",
+    "entries": """SELECT user_id, grant_id, usage_id, kind, amount_micro, created_at
+                  FROM credit_entries ORDER BY user_id, id""",
+    "logs": "SELECT id, user_id, action FROM usage_logs",
+}
+
+
+async def kept(connection: asyncpg.Connection[asyncpg.Record]) -> dict[str, list[object]]:
+    return {
+        name: [tuple(row) for row in await connection.fetch(q)] for name, q in KEPT_OF_0001.items()
+    }
+
+
+async def test_the_rules_come_and_go_and_every_row_stays(empty_url):
+    await upgrade(empty_url, "0001")
+    shape = await schema(empty_url)
+    connection = await asyncpg.connect(empty_url)
+    await connection.execute(ROWS_OF_0001)
+    before = await kept(connection)
+
+    await upgrade(empty_url)
+    await downgrade(empty_url, "0001")
+    after = await kept(connection)
+    back = await schema(empty_url)
+    await upgrade(empty_url)
+
+    entries = await connection.fetch(
+        """SELECT user_id, kind, place, grant_id IS NULL AS overage, amount_micro, id, created_at
+           FROM credit_entries ORDER BY user_id, created_at, kind, place"""
+    )
+    overage_at = await connection.fetchval("SELECT max(overage_at) FROM users")
+    off = await connection.fetchval(IDENTITY_IS_OFF_BY)
+    await connection.close()
+    assert after == before
+    assert back == shape
+    assert [
+        (row["kind"], row["place"], row["overage"], row["amount_micro"]) for row in entries
+    ] == [
+        ("granted", 0, False, 1000),
+        ("burn", 0, False, 900),
+        ("burn", 1, True, 600),
+        ("repaid", 0, False, 100),
+        ("granted", 0, False, 800),
+        ("burn", 0, False, 500),
+        ("voided", 0, False, 300),
+    ]
+    assert {row["id"].hex for row in entries if row["kind"] == "burn"} == {"c" * 32, "d" * 32}
+    for row in entries:
+        if row["kind"] != "burn":
+            assert uuid7_time_ms(str(row["id"])) == instant_ms(row["created_at"])
+    assert overage_at == datetime(2025, 1, 2, tzinfo=UTC)
+    assert off == 0
+
+
+# granted = burnt + left + voided - overage, summed over users
+IDENTITY_IS_OFF_BY = """
+    SELECT (SELECT sum(amount_micro) FILTER (WHERE kind = 'granted')
+                   - sum(amount_micro) FILTER (WHERE kind IN ('burn', 'voided')) FROM credit_entries)
+         - (SELECT sum(left_micro) FROM credit_grants) + (SELECT sum(overage_micro) FROM users)
+"""
+
+
+async def test_a_downgrade_releases_the_holds_that_are_open(database_url, connection):
+    await connection.execute(
+        """
+        INSERT INTO users (id, tier, overage_micro) VALUES (repeat('1', 32)::uuid, 'free', 70);
+        INSERT INTO credit_grants (user_id, id, amount_micro, left_micro, effective_at) VALUES
+            (repeat('1', 32)::uuid, repeat('a', 32)::uuid, 1000, 100, '2025-01-01Z');
+        INSERT INTO usage_counters VALUES (repeat('1', 32)::uuid, 'image', '2025-03-01 11:00Z', 5,
+            '2025-03-01Z', 9, '2025-02-24Z', 9, '2025-03-01Z', 9, '2025-01-01Z', 9, '2025-03-01Z', 9, 20);
+        INSERT INTO holds (user_id, key, id, feature, amount, cost_micro, price, record, payments, windows,
+                           reserved_at, expires_at, status, ended_at)
+        SELECT repeat('1', 32)::uuid, status, gen_random_uuid(), 'image', 3, 450, '150/1', '[]',
+               '[["aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa", 400, true], [null, 50, true]]', '[]',
+               '2025-03-01 10:59Z', '2025-03-01 12:00Z', status, CASE WHEN status <> 'open' THEN now() END
+        FROM unnest(ARRAY['open', 'committed']) AS status
+        """
+    )
+
+    await downgrade(database_url, "0001")
+
+    assert await connection.fetchval("SELECT left_micro FROM credit_grants") == 500
+    assert await connection.fetchval("SELECT overage_micro FROM users") == 20
+    counted = await connection.fetchrow(
+        "SELECT hour_used, day_used, lifetime_used FROM usage_counters"
+    )
+    assert tuple(counted) == (5, 6, 17)
+
+
 async def test_upgrading_what_is_current_changes_nothing(database_url):
     before = await schema(database_url)
 
@@ -183,6 +289,8 @@ async def test_every_table_that_is_needed_exists(database_url):
         "usage_counters",
         "credit_grants",
         "credit_entries",
+        "holds",
+        "usage_refunds",
         "usage_shards",
         "quarantined_records",
     }
@@ -265,6 +373,7 @@ async def test_usage_logs_has_the_indexes_of_seed_003(connection):
         "idx_usage_logs_format_quality": "btree (format, quality)",
         "idx_usage_logs_created": "btree (created_at DESC)",
         "idx_usage_logs_credits": "btree (credits_consumed DESC)",
+        "idx_usage_logs_key": "btree (key) WHERE (key IS NOT NULL)",  # ours: refunds
     }
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quota.values import parse_user_id
-from service.usage_log import Entries, NewerVersionError, decode_entry
+from service.usage_log import Code, Entries, NewerVersionError, decode_entry
 
 ENTRY_ID = "1750000000000-0"
 AT_MS = 1_750_000_000_000
@@ -77,6 +77,74 @@ def test_a_window_with_two_limits_is_one_count():
 
     [(_, line, *_)] = run.lines
     assert line.windows == [(60, AT_MS + 60), (300, AT_MS + 300)]
+
+
+def test_an_entry_says_what_its_lines_do_to_holds():
+    ended = ["user-1", "tokens", 0, "k-1", 0]
+    lines = json.dumps([GOOD, GOOD, [*GOOD[:2], 5, *GOOD[3:]], ended, ended, ended]).encode()
+    codes = b",h1750000060000;2500000/3,c,c,r,x1750000060000"
+
+    run = decoded(entry(lines, b"5,6,7,0,0,0,", v=b"2", k=codes))
+
+    assert run.unreadable == []
+    assert [line.code for _, line, *_ in run.lines] == [
+        None,
+        Code("h", 1_750_000_060_000, "2500000/3"),
+        Code("c"),
+        Code("c"),
+        Code("r"),
+        Code("x", 1_750_000_060_000),
+    ]
+    assert [line.amount for _, line, *_ in run.lines] == [3, 3, 5, 0, 0, 0]
+
+
+def test_a_line_cannot_say_by_itself_that_it_does_something_to_a_hold():
+    line = [*GOOD, *EXTRAS, [[300, 1]], ["r", 0, ""]]
+
+    [(_, read, *_)] = decoded(entry(json.dumps([line]).encode(), b"5,")).lines
+
+    assert (read.windows, read.code) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(b"q", b"h", b"h5", b"h5;", b"h5;1", b"h5;1/", b"h5;/1", b"h5;1/0", b"h5;-1/2", b"h5;1/2/3"),
+        *(b"h;1/2", b"h-5;1/2", b"h" + b"9" * 20 + b";1/2", b"h5;" + b"9" * 500 + b"/2", b"h5;1/2\n"),
+        *(b"c1", b"cc", b"r0", b"x", b"x-1", b"x" + b"9" * 20, b"\xff", b"H5;1/2", b" c", b"c "),
+    ],
+)  # fmt: skip
+def test_a_line_with_a_wrong_code_is_told_apart_from_its_neighbours(code: bytes):
+    line = json.dumps(GOOD).encode()
+    fields = entry(b"[" + b",".join([line] * 3) + b"]", b"5,6,7,", v=b"2", k=b"c," + code + b",")
+
+    run = decoded(fields)
+
+    assert [cost for _, _, cost, _, _ in run.lines] == [5, 7]
+    [unreadable] = run.unreadable
+    assert (unreadable.place, unreadable.reason[:1] != "") == (f"{ENTRY_ID}/1", True)
+
+
+@pytest.mark.parametrize(
+    ("code", "read"), [(b"", 0), (b"h5;1/2", 0), (b"c", 1), (b"r", 1), (b"x5", 1)]
+)
+def test_only_the_end_of_a_hold_may_be_of_no_units(code: bytes, read: int):
+    fields = entry(wrong_amount(0), b"0,", v=b"2", k=code)
+
+    run = decoded(fields)
+
+    assert (len(run.lines), len(run.unreadable)) == (read, 1 - read)
+
+
+@pytest.mark.parametrize("amount", [-1, 2**53, 0.0, False, None])
+def test_the_end_of_a_hold_is_of_a_sound_number_of_units(amount: Any):
+    run = decoded(entry(wrong_amount(amount), b"0,", v=b"2", k=b"c"))
+
+    assert (len(run.lines), len(run.unreadable)) == (0, 1)
+
+
+def wrong_amount(amount: Any) -> bytes:
+    return json.dumps([[*GOOD[:2], amount, *GOOD[3:]]]).encode()
 
 
 def wrong(place: int, value: Any) -> bytes:
@@ -151,6 +219,7 @@ POISON_ENTRIES: list[tuple[dict[bytes, bytes], str]] = [
     ),
     (entry(b"[]", b""), "costs"),
     (entry(ONE, b"5,", w=b",,"), "windows"),
+    (entry(ONE, b"5,", k=b",,", v=b"2"), "codes"),
     (
         entry(
             b'[["user-1","tokens",1,"k",0,null,null,' + b"[" * 100_000 + b"]" * 100_000 + b"]]",
@@ -173,7 +242,7 @@ def test_an_entry_that_nobody_can_read_is_set_aside_whole(fields: dict[bytes, by
     assert {name.encode("latin-1"): kept[name].encode("latin-1") for name in kept} == fields
 
 
-@pytest.mark.parametrize("version", [b"2", b"10", b"999999999"])
+@pytest.mark.parametrize("version", [b"3", b"10", b"999999999"])
 def test_an_entry_of_a_newer_version_is_left_for_a_newer_worker(version: bytes):
     with pytest.raises(NewerVersionError, match=version.decode()):
         decoded(entry(ONE, b"5,", v=version))
@@ -181,15 +250,15 @@ def test_an_entry_of_a_newer_version_is_left_for_a_newer_worker(version: bytes):
 
 @given(
     fields=st.dictionaries(
-        st.sampled_from([b"v", b"t", b"c", b"r", b"w"]),
-        st.one_of(st.binary(max_size=30), st.sampled_from([b"1", b"5,", ONE])),
+        st.sampled_from([b"v", b"t", b"c", b"r", b"w", b"k"]),
+        st.one_of(st.binary(max_size=30), st.sampled_from([b"1", b"2", b"5,", ONE, b"c", b"x7"])),
     )
 )
 def test_nothing_in_an_entry_raises(fields: dict[bytes, bytes]):
     try:
         run = decoded(fields)
     except NewerVersionError:
-        assert int(fields[b"v"]) > 1
+        assert int(fields[b"v"]) > 2
     else:
         assert run.lines or run.unreadable
 

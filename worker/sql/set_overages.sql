@@ -1,5 +1,5 @@
--- set_overages: what users burnt past their last grant.
--- $1 uuid[] users   $2 bigint[] micro-credits
-UPDATE users SET overage_micro = u.overage_micro
-FROM (SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS u(id, overage_micro) ORDER BY 1) u
+-- set_overages: what users burnt past their last grant, and when that was last set.
+-- $1 uuid[] users   $2 bigint[] micro-credits   $3 timestamptz[] instants
+UPDATE users SET overage_micro = u.overage_micro, overage_at = u.overage_at
+FROM (SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::timestamptz[]) AS u(id, overage_micro, overage_at) ORDER BY 1) u
 WHERE users.id = u.id

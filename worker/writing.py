@@ -1,0 +1,142 @@
+"""The rows of a batch, written in the transaction of the run: COPY, and one `unnest` statement a table."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from quota.account import payment_rows
+from quota.values import instant_of
+from service.database import statement
+from worker.batch import COLUMNS
+from worker.counts import PERIODS
+from worker.purse import ENTRY_COLUMNS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import asyncpg
+
+    from worker.batch import Batch
+    from worker.holding import Hold
+
+__all__ = ["columns", "write"]
+
+HOLD_COLUMNS = (
+    "user_id",
+    "key",
+    "id",
+    "feature",
+    "amount",
+    "cost_micro",
+    "price",
+    "record",
+    "payments",
+    "windows",
+    "reserved_at",
+    "expires_at",
+    "status",
+    "committed_amount",
+    "committed_micro",
+    "ended_at",
+)
+
+
+async def write(connection: asyncpg.Connection[Any], batch: Batch) -> None:
+    """Write the rows of *batch*."""
+    if batch.logs:
+        await connection.copy_records_to_table("usage_logs", records=batch.logs, columns=COLUMNS)
+    await _write_usage(connection, batch)
+    await _write_credits(connection, batch)
+    await _write_holds(connection, batch)
+    if batch.keys:
+        await connection.execute(statement("worker", "add_keys"), *columns(batch.keys))
+
+
+def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Rows as columns, for `unnest`."""
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+async def _write_usage(connection: asyncpg.Connection[Any], batch: Batch) -> None:
+    if not batch.usage:
+        return
+    used = [
+        (user_id, feature, row[0], row[1], row[2])
+        for (user_id, feature), row in batch.usage.items()
+        if row[1] is not None  # else there are only holds
+    ]
+    if used:
+        await connection.execute(statement("worker", "add_feature_usage"), *columns(used))
+    users = [user_id for user_id, _ in batch.usage]
+    features = [feature for _, feature in batch.usage]
+    rows = batch.usage.values()
+    units = [row[0] + row[5] for row in rows]
+    calendars: dict[Any, int] = {}
+    places = [calendars.setdefault(row[3], len(calendars) + 1) for row in rows]
+    # Seldom a period ends in the middle of a run; else each count is the units, which are sent once.
+    whole = all(row[4] == [row[0] + row[5]] * len(PERIODS) for row in rows)
+    parts = [None if whole else [row[4][place] for row in rows] for place in range(len(PERIODS))]
+    starts = columns(list(calendars))
+    await connection.execute(
+        statement("worker", "add_counters"), users, features, units, places, *parts, *starts
+    )
+    if batch.windows:
+        rows_of_windows = [
+            (*key, instant_of(end_ms), amount) for key, (end_ms, amount) in batch.windows.items()
+        ]
+        await connection.execute(statement("worker", "add_windows"), *columns(rows_of_windows))
+
+
+async def _write_credits(connection: asyncpg.Connection[Any], batch: Batch) -> None:
+    if batch.entries:
+        await connection.copy_records_to_table(
+            "credit_entries", records=batch.entries, columns=ENTRY_COLUMNS
+        )
+    for name, rows in (
+        ("add_allowances", batch.allowances),
+        ("set_grants_left", batch.grants_left),
+        ("set_grants_renewed", batch.grants_renewed),
+        ("set_overages", batch.overages),
+    ):
+        if rows:
+            await connection.execute(statement("worker", name), *columns(rows))
+
+
+async def _write_holds(connection: asyncpg.Connection[Any], batch: Batch) -> None:
+    if batch.holds_made:
+        await connection.copy_records_to_table(
+            "holds", records=[_hold_row(hold) for hold in batch.holds_made], columns=HOLD_COLUMNS
+        )
+    if batch.holds_changed:
+        rows = [(hold.user_id, hold.key, *_changes(hold)) for hold in batch.holds_changed]
+        await connection.execute(statement("worker", "set_holds"), *columns(rows))
+
+
+def _hold_row(hold: Hold) -> tuple[Any, ...]:
+    payments, *ended = _changes(hold)
+    as_logged = msgspec.structs.replace(hold.line, windows=None, code=None)
+    return (
+        hold.user_id,
+        hold.key,
+        hold.id,
+        hold.feature,
+        hold.amount,
+        hold.cost,
+        hold.price,
+        msgspec.json.encode(as_logged).decode(),
+        payments,
+        json.dumps(hold.windows),
+        instant_of(hold.reserved_ms),
+        instant_of(hold.expires_ms),
+        *ended,
+    )
+
+
+def _changes(hold: Hold) -> tuple[Any, ...]:
+    """What of a hold changes: payments, status, units and micro-credits committed, end."""
+    ended_at = None if hold.ended_ms is None else instant_of(hold.ended_ms)
+    payments = json.dumps(payment_rows(hold.payments))
+    return payments, hold.status, hold.committed_amount, hold.committed_micro, ended_at
