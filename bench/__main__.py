@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bench.admitting import admit_concurrent, admit_vs_ping, memory_per_key, redis_time
 from bench.applying import apply_vs_copy
+from bench.burning import burn_over_many_grants
 from bench.end_to_end import end_to_end_vs_naive
 from bench.keeping_up import fail_over, lag_at
 from bench.report import Numbers, rounded, show
@@ -45,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
 async def measure(scale: Scale) -> Numbers:
     """Every row, by its key."""
     console, started = Console(stderr=True), time.perf_counter()
-    numbers: Numbers = {"loop_ms": _loop_ms()}
+    numbers: Numbers = {"loop_ms": _loop_ms(), **burn_over_many_grants(scale)}
     with console.status("") as status:
         status.update("starting servers")
         async with open_stage(scale) as stage:

@@ -23,7 +23,7 @@ TIERS: dict[str, Any] = {
             "format": {"video": "4", "image": "1"},
             "quality": {"high": "2.5", "standard": "1"},
         },
-        "tokens": {"price": "0.0015", "quality": {"high": "3"}},
+        "tokens": {"price": "0.0015", "format": {"chat": "1.5"}, "quality": {"high": "3"}},
         "anki_exports": {"price": "0.25"},
     },
     "tiers": {
@@ -82,5 +82,6 @@ class Calls:
             "user_id": user,
             "feature": feature or THREE_LIMITS,
             "amount": draw.randint(1, 4_000),
+            "format": "chat",
             "quality": "high",
         }

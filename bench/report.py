@@ -39,8 +39,9 @@ ROWS = (
     Row("admit_vs_ping", "admit ÷ PING, one caller", "≤", 1.8),
     Row("admit_concurrent_per_second", "admit, concurrent callers, records/s", "≥", 40_000),
     Row("redis_us_per_record", "Redis time, µs a record at 100 a call", "≤", 8),
-    Row("redis_us_per_record_three_limits", "… with three limits, price, credits", ""),
+    Row("redis_us_per_record_three_limits", "… with three limits, price, credits", "≤", 10),
     Row("redis_bytes_per_key", "Redis memory, bytes a remembered key", "≤", 160),
+    Row("burn_of_1000_grants_ms", "a burn over 1 000 grants, ms", "≤", 2),
     Row("lag_p99_seconds", "committed lag at half load, p99, s", "≤", 1.5),
     Row("fail_over_seconds", "fail-over of a killed worker, s", "≤", 5),
 )

@@ -20,6 +20,7 @@ class Scale:
     concurrent_tasks: int = 500
     concurrent_records: int
     redis_calls: int
+    burns: int
     lag_seconds: float
 
 
@@ -31,6 +32,7 @@ FULL = Scale(
     ping_calls=3_000,
     concurrent_records=100_000,
     redis_calls=300,
+    burns=300,
     lag_seconds=15,
 )
 QUICK = Scale(
@@ -41,5 +43,6 @@ QUICK = Scale(
     ping_calls=1_000,
     concurrent_records=20_000,
     redis_calls=100,
+    burns=50,
     lag_seconds=2,
 )

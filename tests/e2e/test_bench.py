@@ -15,6 +15,8 @@ REQUIRED = {
     "admit_vs_ping",
     "admit_concurrent_per_second",
     "redis_us_per_record",
+    "redis_us_per_record_three_limits",
+    "burn_of_1000_grants_ms",
 }
 
 
