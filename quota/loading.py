@@ -20,6 +20,7 @@ from quota.errors import (
     KeyConflictError,
     QuotaError,
     QuotaUnavailableError,
+    UnknownKeyError,
     UnknownUserError,
 )
 
@@ -32,7 +33,8 @@ __all__ = ["REFUSALS", "Loader", "RequestLoader", "refusal_of"]
 
 # What a request can be refused with; each takes the arguments it was made with.
 REFUSALS: dict[str, type[QuotaError]] = {
-    kind.code: kind for kind in (InvalidValueError, KeyConflictError, UnknownUserError)
+    kind.code: kind
+    for kind in (InvalidValueError, KeyConflictError, UnknownKeyError, UnknownUserError)
 }
 
 REQUESTS_MAX = 10_000  # waiting; older ones fall off, their askers ask again

@@ -8,72 +8,139 @@ between the two reads; without the token an older standing could overwrite a new
 
 from __future__ import annotations
 
-from collections import defaultdict
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID, uuid4
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from quota.account import Account
-from quota.burndown import Grant
-from quota.client import USER_TTL_MS
-from quota.period import CALENDAR_PERIODS, Calendar, Window, window_at
+import asyncpg
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from quota.asking import USER_TTL_MS
+from quota.errors import QuotaUnavailableError
+from quota.period import CALENDAR_PERIODS, Window
 from quota.scripts import ScriptCaller, script
-from quota.standing import Profile, counter_line, head_text, windows_text
-from quota.values import instant_ms, instant_of
-from service.database import statement
-from service.grants import stored_grant
-from service.shards import NoTiersError, entry_number, mend_shard
+from quota.standing import Profile, counter_line, standing_fields, windows_text
+from quota.values import instant_of
+from service.changes import Stores
+from service.explain import stored_standing
+from service.refunds import LATE_GRACE_MS, refund
+from service.shards import NoTiersError, mend_shard
+from service.snapshot import Late, read_snapshot
+from service.standing import Standing, standing_of
 from service.tiers import stored_rules
-from service.usage_log import Entries, read_entries
 from service.users import provision_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    import asyncpg
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from quota.keys import Keys, ShardKeys
     from quota.rules import Rules
     from quota.scripts import Client
     from quota.values import User
     from service.database import Database
-    from service.usage_log import Line
+    from service.still import Settle
 
 __all__ = ["DatabaseLoader"]
 
 _TOKEN_MS = 5_000  # a load takes milliseconds; after this long another loader may try
 _TIMEOUT_S = 5.0
-_SNAPSHOT_TRIES_MAX = 3  # the position moves back only when PostgreSQL is restored under us
-_NO_MAX = 2**62  # a load needs the whole unapplied log, which Redis holds in memory anyway
-
-_Tail = dict[UUID, "list[tuple[Line, int, int]]"]  # line, cost, instant
+# What PostgreSQL, the drivers and the network fail with. A decision that needs them is `unavailable`.
+_OUTAGES = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    SQLAlchemyError,
+    RedisError,
+    OSError,  # TimeoutError is one of them
+)
+_UNKNOWN = Window(-1, -1)  # of a counter that admit.lua has loaded before it counts by it
 
 
 class DatabaseLoader:
-    """Loads users and shards, for a process that has PostgreSQL at hand."""
+    """Loads users and shards, for a process that has PostgreSQL at hand.
+
+    *settle* applies the log in this process, for a refund; without it, one waits for a worker to.
+    """
 
     def __init__(
-        self, database: Database, redis: Client, *, auto_provision: bool, dedupe_ms: int
+        self,
+        database: Database,
+        redis: Client,
+        *,
+        auto_provision: bool,
+        dedupe_ms: int,
+        late_ms: int = LATE_GRACE_MS,
+        settle: Settle = None,
     ) -> None:
         self._database = database
         self._redis = redis
         self._auto_provision = auto_provision
         self._dedupe_ms = dedupe_ms
+        self._late_ms = late_ms
+        self._settle = settle
 
-    async def load(self, keys: Keys, user: User, *, now_ms: int) -> bool:
+    async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
         """Bring *user* into Redis; False: there is no such user. See `quota.loading.Loader`."""
-        return not await self.load_users(keys, keys.shard_of(user.id), [user], now_ms=now_ms)
+        shard = keys.shard_of(user.id)
+        with _outages_told():
+            return not await self.load_users(keys, shard, [user], now_ms=now_ms, late=late)
 
     async def load_shard(self, keys: Keys, shard: ShardKeys) -> None:
         """Bring the shard's epoch and rules into Redis."""
-        await mend_shard(self._database, self._redis, keys, shard, dedupe_ms=self._dedupe_ms)
+        with _outages_told():
+            await mend_shard(self._database, self._redis, keys, shard, dedupe_ms=self._dedupe_ms)
+
+    async def refund(
+        self,
+        keys: Keys,
+        user: User | None,
+        key: str,
+        *,
+        amount: int | None,
+        refund_id: str | None,
+        now_ms: int,
+    ) -> dict[str, Any]:
+        """Give back units of a record; see `quota.loading.Loader`."""
+        with _outages_told():
+            stores = Stores(self._database, self._redis, keys, settle=self._settle)
+            refunded = await refund(
+                stores,
+                user,
+                await self._rules(),
+                key,
+                amount=amount,
+                refund_id=refund_id,
+                at=instant_of(now_ms) if now_ms else None,
+                grace_ms=self._late_ms,
+            )
+        return refunded.as_dict()
+
+    async def explain(self, keys: Keys, user: User, feature: str, *, now_ms: int) -> dict[str, Any]:
+        """What PostgreSQL and the log have of a user and a feature; see `quota.loading.Loader`."""
+        with _outages_told():
+            return await stored_standing(
+                self._database,
+                self._redis,
+                keys,
+                await self._rules(),
+                user,
+                feature,
+                at_ms=now_ms or await _server_ms(self._redis),
+                grace_ms=self._late_ms,
+            )
 
     async def load_users(
-        self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int
+        self,
+        keys: Keys,
+        shard: ShardKeys,
+        users: Sequence[User],
+        *,
+        now_ms: int,
+        late: bool = False,
     ) -> list[User]:
         """Bring *users* of one shard into Redis; return those that do not exist.
 
-        A user that somebody else is loading is left to them.
+        A user that somebody else is loading, or that stands still for a change, is left to them.
         """
         epoch = await self._redis.hget(shard.meta, "epoch")
         if epoch is None:
@@ -86,32 +153,50 @@ class DatabaseLoader:
             if not mine:
                 return []  # others are at it
             at_ms = now_ms or await _server_ms(self._redis)
-            rules = await stored_rules(self._database)
-            if rules is None:
-                raise NoTiersError
-            if self._auto_provision:
-                await self._provision(mine, rules, at_ms)
-            found, tail = await self._snapshot(shard, [user.id for user in mine])
-            standings = [
-                _standing(stored, tail[stored.row["id"]], rules, epoch=int(epoch), at_ms=at_ms)
-                for stored in found
+            standings = await self._standings(shard, mine, at_ms=at_ms, late=late)
+            names = {user.id: user.text for user in mine}
+            loaded = [
+                _Loaded(standing, names[standing.user_id], int(epoch), at_ms, asked)
+                for standing, asked in standings
             ]
-            await _install(caller, shard, standings, epoch=epoch, token=token)
-            known = {stored.row["id"] for stored in found}
+            await _install(caller, shard, loaded, epoch=epoch, token=token)
+            known = {standing.user_id for standing, _ in standings}
             unknown = [user for user in mine if user.id not in known]
-            if unknown:  # who comes next asks PostgreSQL again: the user may have been made
-                await self._give_back(shard, unknown)
+            # Who comes next asks PostgreSQL again: the user may have been made.
+            await _give_back(caller, shard, unknown, token=token)
         except BaseException:
-            await self._give_back(shard, mine)  # nobody has to wait for a load that failed
+            # Nobody has to wait for a load that failed.
+            await _give_back(caller, shard, mine, token=token)
             raise
         else:
             return unknown
         finally:
             await caller.close()
 
-    async def _give_back(self, shard: ShardKeys, users: Sequence[User]) -> None:
-        if users:
-            await self._redis.unlink(*(shard.token_of(user.id.hex) for user in users))
+    async def _rules(self) -> Rules:
+        rules = await stored_rules(self._database)
+        if rules is None:
+            raise NoTiersError
+        return rules
+
+    async def _standings(
+        self, shard: ShardKeys, users: Sequence[User], *, at_ms: int, late: bool
+    ) -> list[tuple[Standing, Late | None]]:
+        rules = await self._rules()
+        if self._auto_provision:
+            await self._provision(users, rules, at_ms)
+        asked = Late(at_ms, self._late_ms) if late else None
+        ids = [user.id for user in users]
+        found, tail = await read_snapshot(self._database, self._redis, shard, ids, late=asked)
+        return [
+            (
+                standing_of(
+                    stored, tail[stored.row["id"]], rules, at_ms=at_ms, grace_ms=self._late_ms
+                ),
+                asked,
+            )
+            for stored in found
+        ]
 
     async def _take_tokens(
         self,
@@ -137,36 +222,15 @@ class DatabaseLoader:
             for user in sorted(users, key=lambda user: user.id):
                 await provision_user(session, user, rules, at=instant_of(at_ms))
 
-    async def _snapshot(
-        self, shard: ShardKeys, user_ids: list[UUID]
-    ) -> tuple[list[_Stored], _Tail]:
-        """What PostgreSQL has of the users at one position, and what the log has of them behind it."""
-        wanted = set(user_ids)
-        for _ in range(_SNAPSHOT_TRIES_MAX):
-            async with self._database.connection() as connection:
-                before = await connection.fetchrow(
-                    statement("service", "shard_position"), shard.index
-                )
-            assert before is not None
-            log = await read_entries(
-                self._redis,
-                shard,
-                after=before["last_entry_id"],
-                lines_max=_NO_MAX,
-                bytes_max=_NO_MAX,
-            )
-            async with (
-                self._database.connection() as connection,
-                connection.transaction(isolation="repeatable_read", readonly=True),
-            ):
-                row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
-                assert row is not None
-                position = entry_number(row["last_entry_id"])
-                if position < entry_number(before["last_entry_id"]):
-                    continue  # PostgreSQL was set back meanwhile: the log has to be read from further back
-                found = await _read_users(connection, user_ids)
-            return found, _tail(log, wanted, behind=position)
-        raise RuntimeError(f"the log position of shard {shard.index} keeps moving back")
+
+@contextmanager
+def _outages_told() -> Iterator[None]:
+    """Tell what PostgreSQL or Redis fails with as what it is for a decision: no answer now."""
+    try:
+        yield
+    except _OUTAGES as error:
+        text = str(error).strip() or "no answer"
+        raise QuotaUnavailableError(f"{type(error).__name__}: {text}") from error
 
 
 async def _server_ms(redis: Client) -> int:
@@ -174,123 +238,83 @@ async def _server_ms(redis: Client) -> int:
     return int(seconds) * 1000 + int(micros) // 1000
 
 
-class _Stored(NamedTuple):
-    """What PostgreSQL has of a user, at one position of the log."""
-
-    row: Any
-    counters: list[Any]
-    windows: list[Any]
-    grants: list[Grant]
-
-
-async def _read_users(connection: asyncpg.Connection[Any], user_ids: list[UUID]) -> list[_Stored]:
-    rows = await connection.fetch(statement("service", "load_users"), user_ids)
-    stored = {row["id"]: _Stored(row, [], [], []) for row in rows}
-    for row in await connection.fetch(statement("service", "load_counters"), list(stored)):
-        stored[row["user_id"]].counters.append(row)
-    for row in await connection.fetch(statement("service", "load_windows"), list(stored)):
-        stored[row["user_id"]].windows.append(row)
-    for row in await connection.fetch(statement("service", "load_grants"), list(stored)):
-        stored[row["user_id"]].grants.append(stored_grant(row))
-    return list(stored.values())
+async def _give_back(
+    caller: ScriptCaller, shard: ShardKeys, users: Sequence[User], *, token: str
+) -> None:
+    """Give up the tokens; one that a change has taken over meanwhile stays."""
+    if users:
+        names = [shard.token_of(user.id.hex) for user in users]
+        await caller.call(script("release"), names, [token])
 
 
-def _tail(log: Entries, wanted: set[UUID], *, behind: tuple[int, int]) -> _Tail:
-    tail: _Tail = defaultdict(list)
-    for user_id, line, cost, at_ms, entry_id in log.lines:
-        if user_id in wanted and entry_number(entry_id) > behind:
-            tail[user_id].append((line, cost, at_ms))
-    return tail
+class _Loaded:
+    """A standing as Redis keeps it: profile and quota hash.
+
+    It is of *at_ms*, or of the instant at which the first hold was over, if that is earlier: the next
+    decision then lets it expire, and logs that.
+    """
+
+    def __init__(
+        self, standing: Standing, name: str, epoch: int, at_ms: int, asked: Late | None
+    ) -> None:
+        self.user_id = standing.user_id
+        self.name = name
+        held = standing.held()
+        self.due_ms = held[0].expires_at_ms if held else 0
+        account = standing.account
+        stands_ms = max(min(at_ms, self.due_ms or at_ms), account.at_ms)
+        account.advance(stands_ms)
+        self.profile = Profile.of(standing.calendar, account, at_ms=stands_ms).dump()
+        self.fields: dict[str, str | bytes] = standing_fields(
+            standing.calendar,
+            account,
+            held,
+            epoch=epoch,
+            tier=standing.tier_name,
+            allowance=standing.tier.allowance_text if standing.tier else "-",
+            at_ms=stands_ms,
+        )
+        self.fields["w"] = windows_text(standing.calendar, at_ms)
+        self.fields.update(_counters(standing, asked))
 
 
-def _standing(
-    stored: _Stored, tail: Sequence[tuple[Line, int, int]], rules: Rules, *, epoch: int, at_ms: int
-) -> tuple[UUID, str, dict[str, str | bytes]]:
-    """The profile and the quota hash of a user at *at_ms*."""
-    row = stored.row
-    calendar = Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"])
-    account = Account(stored.grants, row["overage_micro"], at_ms=row["overage_at_ms"])
-    for _, cost, then_ms in tail:
-        account.repay(at_ms=then_ms)
-        account.charge(cost, at_ms=then_ms)
-    account.repay(at_ms=at_ms)
-    profile = Profile.of(calendar, account, at_ms=at_ms)
-    head = head_text(
-        epoch=epoch, valid_until_ms=account.valid_until_ms(at_ms=at_ms), tier=row["tier"]
-    )
-    fields: dict[str, str | bytes] = {
-        "h": head,
-        "c": str(profile.net),
-        "w": windows_text(calendar, at_ms),
-    }
-    tier = rules.tiers.get(row["tier"])
-    for feature, counted in _counted(stored, tail, calendar, at_ms).items():
-        limits = (tier.limits_of(feature) if tier else None) or ()
-        fields[f"f:{feature}"] = counter_line(limits, counted)
-    return row["id"], profile.dump(), fields
-
-
-def _counted(
-    stored: _Stored, tail: Iterable[tuple[Line, int, int]], calendar: Calendar, at_ms: int
-) -> dict[str, dict[str, tuple[Window, int]]]:
-    """The running window of every period and the units used in it, by feature."""
-    running = {per: window_at(per, at_ms, calendar) for per in CALENDAR_PERIODS}
-    counted: dict[str, dict[str, tuple[Window, int]]] = {}
-    for row in stored.counters:
-        counted[row["feature"]] = {
-            per: (window, _running(row, per, window)) for per, window in running.items()
-        }
-    for row in stored.windows:
-        _open(counted.setdefault(row["feature"], {}), row["seconds"], row["end_ms"], row["used"])
-    for line, _, then_ms in tail:
-        by_per = counted.setdefault(line.feature, {})
-        for per, window in running.items():
-            inside = window.start_ms <= then_ms and (
-                window.end_ms is None or then_ms < window.end_ms
-            )
-            _, units = by_per.get(per, (window, 0))
-            by_per[per] = (window, units + (line.amount if inside else 0))
-        for seconds, end_ms in line.windows or ():
-            _open(by_per, seconds, end_ms, line.amount)
-    return counted
-
-
-def _open(by_per: dict[str, tuple[Window, int]], seconds: int, end_ms: int, units: int) -> None:
-    """Count *units* in a window opened by use; of two, the one that ends later runs."""
-    per = f"window:{seconds}"
-    window, before = by_per.get(per, (None, 0))
-    if window is None or window.end_ms is None or end_ms > window.end_ms:
-        by_per[per] = (Window(end_ms - seconds * 1000, end_ms), units)
-    elif end_ms == window.end_ms:
-        by_per[per] = (window, before + units)
-
-
-def _running(row: Any, per: str, window: Window) -> int:
-    if per == "lifetime":
-        return int(row["lifetime_used"])
-    start: datetime = row[f"{per}_start"]
-    return int(row[f"{per}_used"]) if instant_ms(start) == window.start_ms else 0
+def _counters(standing: Standing, asked: Late | None) -> Mapping[str, bytes]:
+    """The counters of every feature; those of the windows that ended last too, if they were asked for."""
+    fields = {}
+    pers = asked.windows(standing.calendar) if asked else ()
+    for feature in standing.features():
+        limits = standing.limits_of(feature)
+        fields[f"f:{feature}"] = counter_line(limits, standing.counted.of(feature))
+        if asked:
+            before = dict.fromkeys(CALENDAR_PERIODS, (_UNKNOWN, 0))
+            before.update(standing.counted.before(feature, pers))
+            fields[f"p:{feature}"] = counter_line(limits, before)
+    return fields
 
 
 async def _install(
     caller: ScriptCaller,
     shard: ShardKeys,
-    standings: Iterable[tuple[UUID, str, dict[str, str | bytes]]],
+    loaded: Iterable[_Loaded],
     *,
     epoch: bytes,
     token: str,
 ) -> None:
     names: list[str] = []
     arguments: list[str | bytes | int] = []
-    for user_id, profile, fields in standings:
-        name = user_id.hex
+    for one in loaded:
+        name = one.user_id.hex
         names += [shard.user_of(name), shard.grants_of(name), shard.token_of(name)]
         arguments += [
-            profile,
-            2 * len(fields),
-            *(text for field in fields.items() for text in field),
+            one.name,
+            one.due_ms,
+            one.profile,
+            2 * len(one.fields),
+            *(text for field in one.fields.items() for text in field),
         ]
     if names:
         await caller.call(
-            script("install"), [shard.meta, *names], [epoch, token, USER_TTL_MS, *arguments]
+            script("install"),
+            [shard.meta, shard.due, *names],
+            [epoch, token, USER_TTL_MS, *arguments],
         )

@@ -1,11 +1,7 @@
 -- load_users: what the decisions about these users need, one row each.
 -- $1 uuid[]: users
--- overage_at_ms: when overage last grew, 0 without any; see worker/sql/members.sql
-SELECT u.id, u.tier, u.timezone, floor(extract(epoch FROM u.anchor) * 1000)::bigint AS anchor_ms, u.cycle_months,
-       u.overage_micro,
-       coalesce(CASE WHEN u.overage_micro > 0 THEN (
-           SELECT floor(extract(epoch FROM e.created_at) * 1000)::bigint
-           FROM credit_entries e WHERE e.user_id = u.id AND e.grant_id IS NULL ORDER BY e.id DESC LIMIT 1
-       ) END, 0) AS overage_at_ms
-FROM users u
-WHERE u.id = ANY ($1::uuid[])
+-- overage_at_ms: when overage was last set, 0 if it never was; what had begun by then does not repay it
+SELECT id, tier, timezone, floor(extract(epoch FROM anchor) * 1000)::bigint AS anchor_ms, cycle_months,
+       overage_micro, coalesce(floor(extract(epoch FROM overage_at) * 1000)::bigint, 0) AS overage_at_ms
+FROM users
+WHERE id = ANY ($1::uuid[])

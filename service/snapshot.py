@@ -1,0 +1,184 @@
+"""What PostgreSQL has of users at one position of the log, and what the log has of them behind it.
+
+The log is read first, PostgreSQL second (counters and position in one snapshot): the other order
+would lose what is applied between the two reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from quota.account import payments_of
+from quota.period import CALENDAR_PERIODS, Calendar, window_at
+from quota.values import instant_ms, instant_of
+from service.accounts import stored_grant
+from service.database import statement
+from service.shards import entry_number
+from service.usage_log import Entries, read_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from uuid import UUID
+
+    import asyncpg
+
+    from quota.account import Payment
+    from quota.burndown import Grant
+    from quota.keys import ShardKeys
+    from quota.scripts import Client
+    from service.database import Database
+    from service.usage_log import Line
+
+__all__ = ["Event", "Late", "Stored", "StoredHold", "calendar_of", "read_snapshot", "read_stored"]
+
+_SNAPSHOT_TRIES_MAX = 3  # the position moves back only when PostgreSQL is restored under us
+_NO_MAX = 2**62  # a load needs the whole unapplied log, which Redis holds in memory anyway
+
+
+class Event(NamedTuple):
+    """A line of the log that is not applied yet, its cost, and its instant."""
+
+    line: Line
+    cost: int
+    at_ms: int
+
+
+class StoredHold(NamedTuple):
+    """An open hold: what it took, of whom, and in which windows it counts."""
+
+    feature: str
+    amount: int
+    cost: int
+    price: tuple[int, int]  # micro-credits of a unit, as a fraction
+    payments: list[Payment]
+    windows: list[tuple[int, int]]  # seconds and end in ms
+    reserved_ms: int
+    expires_ms: int
+
+
+class Late(NamedTuple):
+    """Asks for the windows that ended last, as far as a record of then can still count in them."""
+
+    at_ms: int
+    grace_ms: int
+
+    def windows(self, calendar: Calendar) -> dict[str, tuple[int, int, int, int]]:
+        """By period: the start of the window before it, its start, its end, and the end of the running one."""
+        found = {}
+        for per in CALENDAR_PERIODS:
+            running = window_at(per, self.at_ms, calendar)
+            if running.end_ms is not None and self.at_ms < running.start_ms + self.grace_ms:
+                last = window_at(per, running.start_ms - 1, calendar)
+                before = window_at(per, last.start_ms - 1, calendar)
+                found[per] = (before.start_ms, last.start_ms, running.start_ms, running.end_ms)
+        return found
+
+
+class Stored(NamedTuple):
+    """What PostgreSQL has of a user; `holds` are the open ones in the order of their reserves.
+
+    `before` are the units of the windows that ended last by feature and period, if they were asked for.
+    """
+
+    row: Any
+    counters: list[Any]
+    windows: list[Any]
+    grants: list[Grant]
+    holds: dict[str, StoredHold]
+    before: dict[tuple[str, str], int]
+
+
+async def read_snapshot(
+    database: Database,
+    redis: Client,
+    shard: ShardKeys,
+    user_ids: Sequence[UUID],
+    *,
+    late: Late | None = None,
+) -> tuple[list[Stored], dict[UUID, list[Event]]]:
+    """Those of *user_ids* that exist, and the events of each that are not applied."""
+    wanted = set(user_ids)
+    for _ in range(_SNAPSHOT_TRIES_MAX):
+        async with database.connection() as connection:
+            before = await connection.fetchrow(statement("service", "shard_position"), shard.index)
+        assert before is not None
+        log = await read_entries(
+            redis, shard, after=before["last_entry_id"], lines_max=_NO_MAX, bytes_max=_NO_MAX
+        )
+        async with (
+            database.connection() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
+            assert row is not None
+            position = entry_number(row["last_entry_id"])
+            if position < entry_number(before["last_entry_id"]):
+                continue  # PostgreSQL was set back meanwhile: the log has to be read from further back
+            found = await read_stored(connection, user_ids, late=late)
+        return found, _tail(log, wanted, behind=position)
+    raise RuntimeError(f"the log position of shard {shard.index} keeps moving back")
+
+
+async def read_stored(
+    connection: asyncpg.Connection[Any], user_ids: Iterable[UUID], *, late: Late | None = None
+) -> list[Stored]:
+    """What the database has of the users, in whatever transaction *connection* is in."""
+    rows = await connection.fetch(statement("service", "load_users"), list(user_ids))
+    stored = {row["id"]: Stored(row, [], [], [], {}, {}) for row in rows}
+    ids = list(stored)
+    for row in await connection.fetch(statement("service", "load_counters"), ids):
+        stored[row["user_id"]].counters.append(row)
+    for row in await connection.fetch(statement("service", "load_windows"), ids):
+        stored[row["user_id"]].windows.append(row)
+    for row in await connection.fetch(statement("service", "load_grants"), ids):
+        stored[row["user_id"]].grants.append(stored_grant(row))
+    for row in await connection.fetch(statement("service", "load_holds"), ids):
+        stored[row["user_id"]].holds[row["key"]] = _stored_hold(row)
+    if late is not None:
+        await _read_before(connection, stored, late)
+    return list(stored.values())
+
+
+async def _read_before(
+    connection: asyncpg.Connection[Any], stored: dict[UUID, Stored], late: Late
+) -> None:
+    asked = [
+        (user_id, per, *map(instant_of, bounds))
+        for user_id, one in stored.items()
+        for per, bounds in late.windows(calendar_of(one.row)).items()
+    ]
+    if asked:
+        columns = [list(column) for column in zip(*asked, strict=True)]
+        grace = timedelta(milliseconds=late.grace_ms)
+        for row in await connection.fetch(statement("service", "load_before"), *columns, grace):
+            stored[row["user_id"]].before[row["feature"], row["per"]] = row["units"]
+
+
+def calendar_of(row: Any) -> Calendar:
+    """The calendar of a row of `load_users`."""
+    return Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"])
+
+
+def _stored_hold(row: Any) -> StoredHold:
+    numerator, _, denominator = row["price"].partition("/")
+    return StoredHold(
+        row["feature"],
+        row["amount"],
+        row["cost_micro"],
+        (int(numerator), int(denominator)),
+        payments_of(json.loads(row["payments"])),
+        [(seconds, end_ms) for seconds, end_ms in json.loads(row["windows"])],
+        instant_ms(row["reserved_at"]),
+        instant_ms(row["expires_at"]),
+    )
+
+
+def _tail(log: Entries, wanted: set[UUID], *, behind: tuple[int, int]) -> dict[UUID, list[Event]]:
+    tail: dict[UUID, list[Event]] = defaultdict(list)
+    for user_id, line, cost, at_ms, entry_id in log.lines:
+        if user_id in wanted and entry_number(entry_id) > behind:
+            tail[user_id].append(Event(line, cost, at_ms))
+    return tail
