@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from quota.allowance import ALLOWANCE_NAME, allowance_id
 from quota.burndown import KINDS, Grant
 from quota.errors import InvalidValueError, UnknownGrantError, UnknownUserError
 from quota.period import (
@@ -37,6 +38,16 @@ __all__ = ["Installation"]
 
 LATE_GRACE_S = 3_600  # as the service's LATE_GRACE
 _PRIORITY_MAX = 32_767  # as the service has it
+_LAST_YEAR = 8999  # the periods of an instant must end within the years that dates have
+_SAME = (
+    "amount",
+    "priority",
+    "kind",
+    "expires_at_ms",
+    "every",
+    "min_rollover",
+    "max_rollover",
+)
 
 
 class Installation:
@@ -97,7 +108,7 @@ class Installation:
             raise InvalidValueError("tier", tier, f"one of the tiers: {names}")
         zone = None if timezone is None else parse_timezone(timezone)
         months = None if cycle_months is None else parse_cycle_months(cycle_months)
-        anchor_ms = None if anchor is None else instant_ms(parse_instant(anchor, field="anchor"))
+        anchor_ms = None if anchor is None else _ms(anchor, "anchor")
         there = self._members.get(user.id)
         before = Calendar("UTC", now_ms, 1) if there is None else there.calendar
         calendar = Calendar(
@@ -142,10 +153,10 @@ class Installation:
             left=micro,
             priority=priority,
             kind=kind,
-            effective_at_ms=_ms(effective_at, "effective_at", now_ms),
-            expires_at_ms=None if expires_at is None else _ms(expires_at, "expires_at", 0),
+            effective_at_ms=now_ms if effective_at is None else _ms(effective_at, "effective_at"),
+            expires_at_ms=None if expires_at is None else _ms(expires_at, "expires_at"),
             created_at_ms=now_ms,
-            name=None if id is None else parse_key(id),
+            name=None if id is None else _named(id, "id"),
             min_rollover=parse_credits(min_rollover, field="min_rollover"),
             max_rollover=parse_credits(max_rollover, field="max_rollover"),
             every=every,
@@ -158,17 +169,22 @@ class Installation:
         member.put_grant(grant, at_ms=now_ms)
         return grant
 
-    async def void(self, user_id: object, id: str, *, now: datetime | None = None) -> Decimal:
+    async def void(self, user_id: object, id: object, *, now: datetime | None = None) -> Decimal:
         """End a grant now; return the credits that were left of it.
 
         Raises:
             UnknownUserError, UnknownGrantError
+            InvalidValueError: it is the allowance of a tier.
         """
-        now_ms = self._now_ms(now)
-        member = self._known_member(parse_user_id(user_id), now_ms)
-        grant = member.grant_named(id)
+        user, now_ms, name = parse_user_id(user_id), self._now_ms(now), _named(id, "grant")
+        member = self._stored_member(user)
+        member.advance(now_ms)
+        grant = member.grant_named(name)
         if grant is None:
-            raise UnknownGrantError(id)
+            if name in (ALLOWANCE_NAME, str(allowance_id(user.id))):
+                expected = "a grant that was given: a tier's allowance goes with the tier"
+                raise InvalidValueError("grant", name, expected)
+            raise UnknownGrantError(name)
         return credits_of(member.account.void(grant.id, at_ms=now_ms))
 
     async def reset(
@@ -180,7 +196,8 @@ class Installation:
             UnknownUserError
         """
         now_ms = self._now_ms(now)
-        member = self._known_member(parse_user_id(user_id), now_ms)
+        member = self._stored_member(parse_user_id(user_id))
+        member.advance(now_ms - 1)  # what begins or recurs at this very instant does so after it
         moves = member.account.reset(at_ms=now_ms, preserve_overage=preserve_overage)
         member.ledger.moved(moves)
 
@@ -192,6 +209,13 @@ class Installation:
         if user.id not in self._members and not self._auto_provision:
             return None
         return self._present(user, now_ms)
+
+    def _stored_member(self, user: User) -> Member:
+        """The user as it is, who is not made to be changed."""
+        member = self._members.get(user.id)
+        if member is None:
+            raise UnknownUserError(user.text)
+        return member
 
     def _known_member(self, user: User, now_ms: int) -> Member:
         member = self._member(user, now_ms)
@@ -223,8 +247,20 @@ def _wall_clock() -> datetime:
     return datetime.now(UTC)
 
 
-def _ms(value: object | None, field: str, default: int) -> int:
-    return default if value is None else instant_ms(parse_instant(value, field=field))
+def _named(value: object, field: str) -> str:
+    try:
+        return parse_key(value)
+    except InvalidValueError as error:
+        raise InvalidValueError(field, value, error.expected) from None
+
+
+def _ms(value: object, field: str) -> int:
+    """An instant that everything can count with, as the service has it."""
+    instant = parse_instant(value, field=field)
+    if not instant_ms(instant) >= 0 or instant.year > _LAST_YEAR:
+        expected = f"an instant from 1970 to the year {_LAST_YEAR}"
+        raise InvalidValueError(field, instant.isoformat(), expected)
+    return instant_ms(instant)
 
 
 def _refuse_impossible(grant: Grant) -> None:
@@ -245,7 +281,7 @@ def _refuse_impossible(grant: Grant) -> None:
 
 
 def _same_or_refused(there: Grant, asked: Grant) -> Grant:
-    for field in ("amount", "priority", "kind", "expires_at_ms", "every"):
+    for field in _SAME:
         if getattr(there, field) != getattr(asked, field):
             expected = f"a new id: this grant exists with another {field.removesuffix('_ms')}"
             raise InvalidValueError("id", asked.name, expected)

@@ -14,6 +14,7 @@ from quota.allowance import allowance_grant, allowance_id
 from quota.balance import Balance
 from quota.decision import FEATURE_NOT_IN_TIER, HARD, Decision, Standing, decide
 from quota.errors import KeyConflictError
+from quota.held import Held
 from quota.period import CALENDAR_PERIODS, Window, renewal_at, window_at
 from quota.prices import cost_of_units, unit_of
 from quota.rules import ANY_FEATURE
@@ -22,6 +23,8 @@ from quota.testing.ledger import Ledger
 from quota.values import MICRO_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from quota.account import Payments
     from quota.burndown import Grant
     from quota.decision import Limit, LimitState
@@ -64,8 +67,10 @@ class Given:
 class Hold:
     """Units and credits set aside; *amount* and *cost* are what it ended with."""
 
+    ttl_ms: int
     price: tuple[int, int]
     expires_at_ms: int
+    ends: dict[str, int]
     status: str = "open"
     amount: int = 0
     cost: int = 0
@@ -133,9 +138,11 @@ class Member:
         self.ledger.moved(self.account.advance(at_ms))
 
     def grant_named(self, name: str) -> Grant | None:
-        """The grant of that name, or with that id."""
-        named = [grant for grant in self.account.grants() if name in (grant.name, str(grant.id))]
-        return named[0] if named else None
+        """The grant of that name, or with that id; never the allowance of the tier."""
+        own = allowance_id(self.user.id)
+        grants = [grant for grant in self.account.grants() if grant.id != own]
+        named = next((grant for grant in grants if grant.name == name), None)
+        return named or next((grant for grant in grants if str(grant.id) == name), None)
 
     def set_calendar(self, calendar: Calendar) -> None:
         """Count all that was used in the periods of *calendar* instead."""
@@ -160,7 +167,7 @@ class Member:
             self.give_up(self.answers[key], EXPIRED)
         self.ledger.moved(self.account.advance(at_ms))
 
-    def given(self, records: list[UsageRecord], *, held: bool = False) -> Given | None:
+    def given(self, records: list[UsageRecord], *, ttl_ms: int | None = None) -> Given | None:
         """What was answered to this key before; None when it is new.
 
         Raises:
@@ -169,7 +176,8 @@ class Member:
         given = self.answers.get(records[0].key)
         if given is None:
             return None
-        if given.records != tuple(records) or held is not (given.hold is not None):
+        asked = (tuple(records), ttl_ms)
+        if asked != (given.records, None if given.hold is None else given.hold.ttl_ms):
             raise KeyConflictError(records[0].key)
         return given
 
@@ -269,7 +277,8 @@ class Member:
             self.account.hold(record.key, decision.cost_micro, at_ms=now_ms)
             price = self.rules.price_of(self.tier, record.feature)
             unit = unit_of(price, format=record.format, quality=record.quality)
-            hold = Hold(unit, now_ms + ttl_ms)
+            ends = {state.per: state.resets_at_ms or 0 for state in decision.limits}
+            hold = Hold(ttl_ms, unit, now_ms + ttl_ms, ends)
             self.answers[record.key] = Given((record,), (decision,), [use], hold)
         return decision
 
@@ -333,10 +342,29 @@ class Member:
             self.tier,
             max(0, net),
             self.account.overage,
-            tuple(self.account.grants()),
+            tuple(_seen(grant, now_ms) for grant in self.account.grants()),
             self._limit_states(now_ms),
             now_ms,
+            dict(self._open_holds()),
         )
+
+    def _open_holds(self) -> Iterator[tuple[str, Held]]:
+        for key, given in self.answers.items():
+            hold = given.hold
+            if hold is not None and hold.status == OPEN:
+                use = given.uses[0]
+                yield (
+                    key,
+                    Held(
+                        key,
+                        use.feature,
+                        use.amount,
+                        use.cost,
+                        hold.price,
+                        hold.expires_at_ms,
+                        hold.ends,
+                    ),
+                )
 
     def _limit_states(self, now_ms: int) -> dict[str, LimitState]:
         tier = self.tier_rules
@@ -378,3 +406,9 @@ class Member:
             return running
         before = window_at(per, running.start_ms - 1, self.calendar)
         return before if before.start_ms <= occurred_ms else running
+
+
+def _seen(grant: Grant, at_ms: int) -> Grant:
+    """*grant* as a balance shows it: of one that is over nothing is left."""
+    over = grant.ends_at_ms is not None and grant.ends_at_ms <= at_ms
+    return replace(grant, left=0) if over and grant.left else grant

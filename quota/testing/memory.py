@@ -12,7 +12,6 @@ from quota.errors import (
     QuotaError,
     UnknownHoldError,
     UnknownKeyError,
-    UnknownUserError,
 )
 from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse_ttl
 from quota.receipt import Receipt
@@ -219,6 +218,9 @@ class InMemoryQuota(Installation):
         payload: dict[str, Any],
     ) -> Hold:
         now_ms, seconds = self._now_ms(now), parse_ttl(ttl)
+        if payload.get("occurred_at") is not None:
+            expected = "nothing: a hold is for what is yet to occur"
+            raise InvalidValueError("occurred_at", payload["occurred_at"], expected)
         record = usage_record(user_id, feature, amount, now_ms=now_ms, **payload)
         return Hold(self, record.user.text, self._set_aside(record, 1000 * seconds, now_ms))
 
@@ -226,7 +228,7 @@ class InMemoryQuota(Installation):
         member = self._member(record.user, now_ms)
         if member is None:
             return _unknown(record, now_ms)
-        given = member.given([record], held=True)
+        given = member.given([record], ttl_ms=ttl_ms)
         if given is not None:
             return replace(given.decisions[0], now_ms=now_ms, replayed=True)
         self._refuse_what_no_one_can_pay(record)
@@ -243,9 +245,7 @@ class InMemoryQuota(Installation):
     def _owner(self, key: str, user: User | None) -> Member:
         """Who has used *key*: *user*, or the only one."""
         if user is not None:
-            if user.id not in self._members:
-                raise UnknownUserError(user.text)
-            return self._members[user.id]
+            return self._stored_member(user)
         found = [member for member in self._members.values() if key in member.answers]
         if not found:
             raise UnknownKeyError(key)
