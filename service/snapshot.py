@@ -153,7 +153,7 @@ async def _read_before(
     if asked:
         columns = [list(column) for column in zip(*asked, strict=True)]
         grace = timedelta(milliseconds=late.grace_ms)
-        for row in await connection.fetch(statement("service", "load_before"), *columns, grace):
+        for row in await connection.fetch(statement("service", "count_windows"), *columns, grace):
             stored[row["user_id"]].before[row["feature"], row["per"]] = row["units"]
 
 

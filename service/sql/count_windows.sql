@@ -1,4 +1,4 @@
--- load_before: units of every feature that count in these windows, by what the log of usage says.
+-- count_windows: units of every feature that count in these windows, by what the log of usage says.
 -- $1 uuid[]: users, and of each a window:   $2 text[]: its period   $3 timestamptz[]: start of the window before it
 -- $4 timestamptz[]: its start   $5 timestamptz[]: its end   $6 timestamptz[]: end of the window after it   $7 interval: grace
 -- What says when it occurred counts in the window of its arrival, unless it occurred in the one before that
