@@ -67,8 +67,9 @@ class Purse:
         self._user_id = user_id
         self._grants, self._allowance = _grants_of(user_id, member, at_ms)
         self._overage_at_ms = member.overage_at_ms
+        fresh = () if self._allowance is None else (self._allowance,)
         self.account = Account(
-            self._grants,
+            (*self._grants, *fresh),
             member.overage,
             at_ms=member.overage_at_ms,
             holds={key: hold.payments for key, hold in member.holds.items() if hold.cost},

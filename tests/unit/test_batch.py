@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quota.allowance import allowance_id
 from quota.burndown import Grant
 from quota.period import Calendar, window_at
-from quota.values import instant_ms, instant_of, new_key, uuid7_time_ms
+from quota.rules import Allowance, Tier
+from quota.values import MICRO, instant_ms, instant_of, new_key, uuid7_time_ms
 from quota.wire import mark_of
-from service.usage_log import Line
+from service.usage_log import Code, Line
 from worker.batch import COLUMNS, KEY_SKEW_MS, PERIODS, Batch, Member, fold, keyed
+from worker.holding import OPEN, Hold
 
 BOUNDARY_MS = instant_ms(datetime(2025, 3, 31, 22, tzinfo=UTC))  # April begins in Berlin
 HOUR_MS = 3_600_000
@@ -115,35 +118,66 @@ class Stored:
     of: dict[UUID, Member]
     logs: list[tuple[Any, ...]] = field(default_factory=list)
     keys: list[tuple[Any, ...]] = field(default_factory=list)
-    usage: dict[Any, list[Any]] = field(default_factory=dict)
+    used: dict[Any, tuple[int, datetime]] = field(default_factory=dict)
+    metadata: dict[Any, str | None] = field(default_factory=dict)
+    counters: dict[Any, list[Any]] = field(default_factory=dict)
     windows: dict[Any, tuple[int, int]] = field(default_factory=dict)
-    entries: Counter[tuple[Any, ...]] = field(default_factory=Counter)
+    entries: list[tuple[Any, ...]] = field(default_factory=list)
+    holds: dict[tuple[UUID, str], Hold] = field(default_factory=dict)
+    ignored: int = 0
 
     def apply(self, run: list[Logged]) -> None:
-        batch = folded(run, self.of)
+        batch = folded(run, self._members(run))
         self.logs += batch.logs
         self.keys += batch.keys
-        for user, grant_id, usage_id, kind, micro, _ in batch.entries:
-            self.entries[user, grant_id, usage_id, kind] += micro
+        self.entries += batch.entries
+        self.ignored += len(batch.ignored)
         for key, row in batch.usage.items():
-            self._add_usage(key, row)
+            self._add_used(key, row)
+            self._add_counters(key, row)
         for window, (end_ms, units) in batch.windows.items():
             self._add_window(window, end_ms, units)
-        self._settle(batch)
+        for hold in (*batch.holds_made, *batch.holds_changed):
+            self.holds[hold.user_id, hold.key] = hold
+        for user in self.of:
+            self._settle(user, batch)
 
-    def _add_usage(self, key: Any, row: list[Any]) -> None:
-        units, last, metadata, starts, counts = row
-        if key not in self.usage:
-            self.usage[key] = [units, last, metadata, list(starts), list(counts)]
+    def _members(self, run: list[Logged]) -> dict[UUID, Member]:
+        """As `worker.members` reads them: grants that may pay, and all where a hold ends."""
+        enders = {user for user, line, *_ in run if line.code and line.code.op != "h"}
+        return {
+            user: member._replace(
+                grants=[one for one in member.grants if one.left or one.every or user in enders],
+                holds={
+                    key: hold
+                    for (of, key), hold in self.holds.items()
+                    if of == user and hold.status == OPEN
+                },
+            )
+            for user, member in self.of.items()
+        }
+
+    def _add_used(self, key: Any, row: list[Any]) -> None:
+        units, last, metadata, *_ = row
+        if last is None:
             return
-        stored = self.usage[key]
-        stored[0] += units
-        stored[1], stored[2] = max(stored[1], last), metadata or stored[2]
+        before, last_before = self.used.get(key, (0, last))
+        if last >= last_before:
+            self.metadata[key] = metadata or self.metadata.get(key)
+        self.used[key] = (before + units, max(last, last_before))
+
+    def _add_counters(self, key: Any, row: list[Any]) -> None:
+        starts, counts, lifetime = row[3], row[4], row[0] + row[5]
+        if key not in self.counters:
+            self.counters[key] = [lifetime, list(starts), list(counts)]
+            return
+        stored = self.counters[key]
+        stored[0] += lifetime
         for place, (start, count) in enumerate(zip(starts, counts, strict=True)):
-            if start > stored[3][place]:
-                stored[3][place], stored[4][place] = start, count
-            elif start == stored[3][place]:
-                stored[4][place] += count
+            if start > stored[1][place]:
+                stored[1][place], stored[2][place] = start, count
+            elif start == stored[1][place]:
+                stored[2][place] += count
 
     def _add_window(self, key: Any, end_ms: int, units: int) -> None:
         running_end_ms, before = self.windows.get(key, (end_ms, 0))
@@ -152,41 +186,205 @@ class Stored:
         elif end_ms == running_end_ms:
             self.windows[key] = (end_ms, before + units)
 
-    def _settle(self, batch: Batch) -> None:
-        left = {(user, grant_id): micro for user, grant_id, micro in batch.grants_left}
-        overages = dict(batch.overages)
-        grew = {entry[0]: instant_ms(entry[5]) for entry in batch.entries if entry[1] is None}
-        for user, member in self.of.items():
-            grants = [
-                replace(one, left=left.get((user, one.id), one.left)) for one in member.grants
-            ]
-            self.of[user] = member._replace(
-                overage=overages.get(user, member.overage),
-                overage_at_ms=grew.get(user, member.overage_at_ms),
-                grants=[one for one in grants if one.left],
-            )
+    def _settle(self, user: UUID, batch: Batch) -> None:
+        member = self.of[user]
+        grants = {one.id: one for one in member.grants}
+        for of, id_, amount, left, effective_at, renewed_at, every in batch.allowances:
+            if of == user:
+                assert id_ not in grants
+                grants[id_] = Grant(
+                    id=id_,
+                    amount=amount,
+                    left=left,
+                    every=every,
+                    effective_at_ms=instant_ms(effective_at),
+                    created_at_ms=instant_ms(effective_at),
+                    renewed_at_ms=instant_ms(renewed_at),
+                )
+        for of, id_, left in batch.grants_left:
+            if of == user:
+                grants[id_] = replace(grants[id_], left=left)
+        for of, id_, left, amount, every, since in batch.grants_renewed:
+            if of == user:
+                changes = {"left": left, "amount": amount, "renewed_at_ms": instant_ms(since)}
+                grants[id_] = replace(grants[id_], every=every, **changes)
+        for of, overage, at in batch.overages:
+            if of == user:
+                member = member._replace(overage=overage, overage_at_ms=instant_ms(at))
+        self.of[user] = member._replace(grants=list(grants.values()))
+
+    def rows(self) -> dict[str, Any]:
+        """Everything but the metadata of the last use, which late records may leave in another order."""
+        return {
+            "logs": self.logs,
+            "keys": self.keys,
+            "used": self.used,
+            "counters": self.counters,
+            "windows": self.windows,
+            "entries": Counter(self.entries),
+            "holds": self.holds,
+            "ignored": self.ignored,
+            "users": {
+                user: (one.overage, one.overage_at_ms, sorted(one.grants, key=lambda one: one.id))
+                for user, one in self.of.items()
+            },
+        }
 
 
-@settings(max_examples=300)
-@given(run=runs, purse=purses, calendar=calendars, data=st.data())
+# No allowance, a new one, one whose amount changes at the boundary, one that is no more from then on.
+ALLOWANCES: list[tuple[Allowance | None, Allowance | None]] = [
+    (None, None),
+    (None, Allowance(30, "day")),
+    (Allowance(20, "day"), Allowance(30, "week")),
+    (Allowance(30, "day"), None),
+]
+
+
+@st.composite
+def runs_with_holds(draw: st.DrawFn) -> list[Logged]:
+    """Records of all kinds in the order of the log, at an instant of its own each.
+
+    Holds end once, again, or without having begun; they expire between the line before and this one.
+    """
+    steps = draw(st.lists(st.tuples(st.integers(1, 7), st.sampled_from("plchrx")), max_size=14))
+    at_ms = BOUNDARY_MS - 6 * HOUR_MS
+    run: list[Logged] = []
+    reserved: list[tuple[UUID, str, str, int]] = []
+    for number, (halves, op) in enumerate(steps):
+        before_ms, at_ms = at_ms, at_ms + halves * HOUR_MS // 4 + number
+        user, feature = draw(st.sampled_from(USERS)), draw(st.sampled_from(["tokens", "calls"]))
+        key = draw(st.sampled_from([f"key-{number}", new_key(now_ms=at_ms)]))
+        amount, price = draw(st.integers(1, 9)), draw(st.integers(0, 8))
+        fields: dict[str, Any] = {"windows": [(300, draw(st.sampled_from([1_000, 2_000])))]}
+        if op == "l":
+            fields["occurred_at_ms"] = at_ms + draw(st.integers(-12, 1)) * HOUR_MS // 4
+        if op == "h":
+            fields["code"] = Code("h", at_ms + HOUR_MS, f"{price}/1")
+            reserved.append((user, feature, key, price))
+        if op in "crx":
+            one = draw(st.sampled_from(reserved)) if reserved else (user, feature, "unknown", price)
+            user, feature, key, price = one
+            amount = draw(st.integers(0, 12)) if op == "c" else 0
+            fields["code"] = Code(op, draw(st.sampled_from([before_ms, at_ms])) if op == "x" else 0)
+        cost = price * amount
+        run.append(
+            logged(key, user=user, at_ms=at_ms, cost=cost, feature=feature, amount=amount, **fields)
+        )
+    return run
+
+
+def with_allowance(
+    of: dict[UUID, Member], before: Allowance | None, now: Allowance | None
+) -> dict[UUID, Member]:
+    return {
+        user: one._replace(
+            tier=Tier("free", {}, allowance=now),
+            changed_at_ms=BOUNDARY_MS,
+            grants=[*one.grants, *([_stored_allowance(user, before)] if before else [])],
+        )
+        for user, one in of.items()
+    }
+
+
+def _stored_allowance(user: UUID, allowance: Allowance) -> Grant:
+    return Grant(
+        id=allowance_id(user),
+        amount=allowance.amount,
+        left=allowance.amount,
+        every=allowance.every,
+        effective_at_ms=0,
+        created_at_ms=0,
+        renewed_at_ms=BOUNDARY_MS - 48 * HOUR_MS,
+    )
+
+
+@settings(max_examples=400)
+@given(
+    run=st.one_of(runs, runs_with_holds()),
+    purse=purses,
+    calendar=calendars,
+    allowances=st.sampled_from(ALLOWANCES),
+    data=st.data(),
+)
 def test_two_folds_of_the_halves_come_to_one_fold_of_the_whole(
-    run: list[Logged], purse: list[Grant], calendar: Calendar, data: st.DataObject
+    run: list[Logged],
+    purse: list[Grant],
+    calendar: Calendar,
+    allowances: tuple[Allowance | None, Allowance | None],
+    data: st.DataObject,
 ):
     cut = data.draw(st.integers(0, len(run)))
-    whole, halves = (Stored(members(*purse, calendar=calendar)) for _ in range(2))
+    of = with_allowance(members(*purse, calendar=calendar), *allowances)
+    whole, halves = Stored(dict(of)), Stored(dict(of))
 
     whole.apply(run)
     halves.apply(run[:cut])
     halves.apply(run[cut:])
 
-    assert halves.logs == whole.logs
-    assert halves.keys == whole.keys
-    assert halves.usage == whole.usage
-    assert halves.windows == whole.windows
-    assert halves.entries == whole.entries
-    assert {user: (one.overage, list(one.grants)) for user, one in halves.of.items()} == {
-        user: (one.overage, list(one.grants)) for user, one in whole.of.items()
-    }
+    assert halves.rows() == whole.rows()
+    if all(line.code is None and line.occurred_at_ms is None for _, line, *_ in run):
+        assert halves.metadata == whole.metadata
+
+
+@settings(max_examples=400)
+@given(run=runs_with_holds(), purse=purses, allowances=st.sampled_from(ALLOWANCES))
+def test_nothing_is_lost_or_negative_whatever_becomes_of_holds(
+    run: list[Logged], purse: list[Grant], allowances: tuple[Allowance | None, Allowance | None]
+):
+    store = Stored(with_allowance(members(*purse), *allowances))
+    was = {user: sum(one.left for one in of.grants) for user, of in store.of.items()}
+
+    for line in run:
+        store.apply([line])
+        assert all(units >= 0 for _, units in store.windows.values())
+        assert all(min(row[0], *row[2]) >= 0 for row in store.counters.values())
+
+    for user in USERS:
+        by_kind: Counter[str] = Counter()
+        for of_user, _, _, _, kind, micro, _ in store.entries:
+            by_kind[kind] += micro if of_user == user else 0
+            assert micro > 0
+        member, own = store.of[user], [one for key, one in store.holds.items() if key[0] == user]
+        left = [one.left for one in member.grants]
+        held = sum(paid.amount for one in own if one.status == OPEN for paid in one.payments)
+        assert min([member.overage, *left]) >= 0
+        given = was[user] + by_kind["granted"] + by_kind["renewed"] + by_kind["forgiven"]
+        assert given == by_kind["burn"] + sum(left) + held + by_kind["lapsed"] - member.overage
+    assert len({entry[:3] for entry in store.entries}) == len(store.entries)
+
+
+@settings(max_examples=300)
+@given(run=runs_with_holds())
+def test_a_hold_is_counted_from_its_reserve_and_logged_by_its_commit(run: list[Logged]):
+    store = Stored(members())
+
+    store.apply(run)
+
+    ended = Counter(one.status for one in store.holds.values())
+    ends = [line for _, line, *_ in run if line.code is not None and line.code.op != "h"]
+    assert store.ignored == len(ends) - sum(ended.values()) + ended[OPEN]
+    for (user, key), hold in store.holds.items():
+        rows = [row for row in store.logs if row[1] == user and key in (row[0], row[NUMBER["key"]])]
+        assert sum(row[NUMBER["amount"]] for row in rows) == (hold.committed_amount or 0)
+        assert sum(row[NUMBER["credits_consumed"]] for row in rows) * MICRO == (
+            hold.committed_micro or 0
+        )
+        assert [row[NUMBER["line"]] for row in rows] == list(range(len(rows)))
+        if rows:
+            assert rows[0][0] == hold.id
+            assert rows[0][NUMBER["created_at"]] == instant_of(hold.reserved_ms)
+        if rows[1:]:
+            assert hold.ended_ms is not None
+            assert rows[1][NUMBER["created_at"]] == instant_of(hold.ended_ms)
+    for user, feature in store.counters:
+        used = sum(row[NUMBER["amount"]] for row in store.logs if row[1:3] == (user, feature))
+        held = sum(
+            one.amount
+            for one in store.holds.values()
+            if (one.user_id, one.feature, one.status) == (user, feature, OPEN)
+        )
+        assert store.counters[user, feature][0] == used + held
+        assert store.used.get((user, feature), (0,))[0] == used
 
 
 @given(run=runs, purse=purses)
@@ -194,25 +392,27 @@ def test_every_cost_is_paid_by_a_grant_or_is_overage(run: list[Logged], purse: l
     batch = folded(run, members(*purse))
 
     burnt: Counter[Any] = Counter()
-    for _, _, usage_id, kind, micro, _ in batch.entries:
+    for _, usage_id, _, _, kind, micro, _ in batch.entries:
         if kind == "burn":
             burnt[usage_id] += micro
     ids = keyed(run).ids
     assert burnt == Counter({ids[n]: cost for n, (_, _, cost, _, _) in enumerate(run) if cost})
-    paid = sum(micro for _, grant_id, _, _, micro, _ in batch.entries if grant_id is not None)
+    paid = sum(entry[5] for entry in batch.entries if entry[3] is not None)
     left = {(user, one.id): one.left for user in USERS for one in purse}
     gone = sum(left[user, grant_id] - micro for user, grant_id, micro in batch.grants_left)
     assert gone == paid
-    assert sum(micro for _, micro in batch.overages) == sum(cost for _, _, cost, _, _ in run) - paid
+    assert (
+        sum(micro for _, micro, _ in batch.overages) == sum(cost for _, _, cost, _, _ in run) - paid
+    )
 
 
 @given(run=runs)
 def test_units_are_counted_where_a_reader_of_the_log_would_count_them(run: list[Logged]):
     batch = folded(run, members())
 
-    for (user, feature), (units, last, _, starts, counts) in batch.usage.items():
+    for (user, feature), (units, last, _, starts, counts, held) in batch.usage.items():
         own = [(line, at) for of, line, _, at, _ in run if (of, line.feature) == (user, feature)]
-        assert units == sum(line.amount for line, _ in own)
+        assert (units, held) == (sum(line.amount for line, _ in own), 0)
         assert last == instant_of(max(at for _, at in own))
         for per, start, count in zip(PERIODS, starts, counts, strict=True):
             running = window_at(per, instant_ms(last), BERLIN)
@@ -265,6 +465,8 @@ def test_a_row_says_all_that_the_line_says():
         "event_type": "t",
         "product_version": "1",
         "session_id": "s",
+        "late": False,
+        "arrived_at": instant_of(BOUNDARY_MS),
     }
 
 
@@ -331,14 +533,46 @@ def test_the_further_lines_of_a_record_are_found_by_their_head_alone():
     assert found.timed == []
 
 
-def test_a_late_record_belongs_to_the_period_in_which_it_was_admitted():
-    late = logged("k", at_ms=BOUNDARY_MS, occurred_at_ms=BOUNDARY_MS - 5 * HOUR_MS)
+@pytest.mark.parametrize(
+    ("at_ms", "occurred_ms", "counted", "late"),
+    [
+        # Within the grace: day and month of yesterday's last instant, and the week and year that run on.
+        (BOUNDARY_MS, BOUNDARY_MS - 1, {"hour", "day", "month"}, False),
+        (BOUNDARY_MS + HOUR_MS - 1, BOUNDARY_MS - 1, {"hour", "day", "month"}, False),
+        # The grace is over, and the hour between is not the one directly before.
+        (BOUNDARY_MS + HOUR_MS, BOUNDARY_MS - 1, set(), True),
+        # Two hours ago, one of them in this hour's past: the hour is too late, the day is not.
+        (BOUNDARY_MS, BOUNDARY_MS - HOUR_MS - 1, {"day", "month"}, True),
+        (BOUNDARY_MS, BOUNDARY_MS - 40 * 24 * HOUR_MS, set(), True),
+        (BOUNDARY_MS, BOUNDARY_MS, set(), False),
+        (BOUNDARY_MS, BOUNDARY_MS + 300_000, set(), False),  # a clock that is ahead
+        (BOUNDARY_MS - 1, BOUNDARY_MS + 1, set(), False),  # ahead over the end of the period
+    ],
+)
+def test_a_late_record_counts_where_it_occurred_within_the_grace_else_where_it_was_admitted(
+    at_ms: int, occurred_ms: int, counted: set[str], late: bool
+):
+    record = logged("k", at_ms=at_ms, occurred_at_ms=occurred_ms)
 
-    batch = folded([late], members())
+    batch = folded([record], members())
 
-    [(_, last, _, starts, _)] = batch.usage.values()
-    assert last == instant_of(BOUNDARY_MS - 5 * HOUR_MS)
-    assert starts[PERIODS.index("month")] == instant_of(BOUNDARY_MS)
+    [(_, last, _, starts, _, _)] = batch.usage.values()
+    [row] = batch.logs
+    assert last == row[NUMBER["created_at"]] == instant_of(occurred_ms)
+    assert row[NUMBER["arrived_at"]] == instant_of(at_ms)
+    assert row[NUMBER["late"]] is late
+    for per, start in zip(PERIODS, starts, strict=True):
+        before = instant_of(window_at(per, occurred_ms, BERLIN).start_ms)
+        running = instant_of(window_at(per, at_ms, BERLIN).start_ms)
+        assert start == (before if per in counted else running)
+
+
+def test_the_grace_is_an_argument():
+    record = logged("k", at_ms=BOUNDARY_MS, occurred_at_ms=BOUNDARY_MS - 1)
+
+    batch = fold([record], keyed([record]), set(), members(), late_grace_ms=0)
+
+    assert batch.logs[0][NUMBER["late"]] is True
 
 
 def test_the_metadata_kept_is_that_of_the_last_use_that_had_some():
@@ -349,7 +583,7 @@ def test_the_metadata_kept_is_that_of_the_last_use_that_had_some():
         logged("k3", at_ms=BOUNDARY_MS + 2, metadata=none),
     ]
 
-    [(_, _, metadata, _, _)] = folded(run, members()).usage.values()
+    [(_, _, metadata, *_)] = folded(run, members()).usage.values()
 
     assert metadata == '{"a":1}'
 
@@ -364,4 +598,4 @@ def test_a_grant_that_was_over_before_the_overage_arose_does_not_repay_it():
 
     member = store.of[USERS[0]]
     assert (member.overage, [one.left for one in member.grants]) == (45, [30])
-    assert {kind for _, _, _, kind in store.entries} == {"burn"}
+    assert {entry[4] for entry in store.entries} == {"burn"}
