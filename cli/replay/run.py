@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from cli.replay.balances import Imbalance, imbalances
 from cli.replay.compare import Difference, differences, shown
 from cli.replay.fields import NOTHING
 from cli.replay.format import Scenario, Step
@@ -44,17 +45,20 @@ class Report:
     scenario: Scenario
     answers: list[dict[str, Any]] = field(default_factory=list)
     mismatches: list[Mismatch] = field(default_factory=list)
+    imbalances: list[Imbalance] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
         """Whether everything was as expected."""
-        return not self.mismatches
+        return not self.mismatches and not self.imbalances
 
     def lines(self) -> Iterator[str]:
         """Each mismatch as a line."""
         for found in self.mismatches:
             step = found.step
             yield f"{self.scenario.file}: step {step.number} ({step.do}): {found.message}"
+        for one in self.imbalances:
+            yield f"{self.scenario.file}: after the last step: {one}"
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -63,6 +67,7 @@ class Report:
             "name": self.scenario.name,
             "passed": self.passed,
             "mismatches": [found.as_dict() for found in self.mismatches],
+            "imbalances": [one.as_dict() for one in self.imbalances],
             "steps": self.answers,
         }
 
@@ -71,13 +76,15 @@ async def run_scenario(stage: Stage, scenario: Scenario) -> Report:
     """Run *scenario* in a world of its own.
 
     A step that differs does not stop it; one that can not be done at all does, for what comes
-    after it would only repeat the news.
+    after it would only repeat the news. After the last one the credits of each user have to balance.
     """
     report = Report(scenario)
     async with stage.world(scenario) as world:
         for step in scenario.steps:
             try:
                 await _run_step(world, step, report)
+                if step is scenario.steps[-1]:
+                    report.imbalances += await imbalances(world, scenario, at=step.at)
             except NotSupportedError as error:
                 report.mismatches.append(Mismatch(step, str(error)))
                 break

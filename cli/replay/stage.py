@@ -21,6 +21,7 @@ from cli.output import Output
 from cli.replay.format import Scenario
 from quota.rules import Rules
 from quota.values import User, parse_user_id
+from service.changes import Stores
 from service.database import Database
 from service.embedded import running_servers
 from service.migrations import upgrade
@@ -31,6 +32,7 @@ from service.system_user import SystemUser, postgres_user
 from service.tiers import apply_rules, publish
 from service.users import put_user
 from worker.deps import Deps, open_deps
+from worker.holds import expire_holds
 
 __all__ = ["Stage", "World", "open_stage", "running_stage"]
 
@@ -46,7 +48,19 @@ class World:
     deps: Deps
     rules: Rules
 
-    async def settle(self) -> None:
+    @property
+    def stores(self) -> Stores:
+        """Where a user is changed while it stands still."""
+        deps = self.deps
+        return Stores(deps.database, deps.redis, deps.keys, settle=self.apply)
+
+    async def settle(self, at_ms: int) -> None:
+        """Apply everything that was admitted so far, and end the holds that are due."""
+        await self.apply()
+        if await expire_holds(self.deps, now_ms=at_ms):
+            await self.apply()
+
+    async def apply(self) -> None:
         """Apply everything that was admitted so far."""
         for _ in range(_DRAINS_MAX):
             if not await self.deps.drain.run(seconds_max=_DRAIN_SECONDS_MAX):
@@ -80,7 +94,7 @@ class Stage:
         dsn = self._settings.asyncpg_dsn
         await _execute(dsn, f"CREATE DATABASE {name} TEMPLATE {self._template}")
         try:
-            rules = await _apply_rules(settings, scenario.rules)
+            rules = await _apply_rules(settings, scenario)
             async with open_deps(settings) as deps:
                 try:
                     await publish(deps.redis, deps.keys, rules)
@@ -139,9 +153,9 @@ async def open_stage(settings: Settings) -> AsyncIterator[Stage]:
         await _execute(dsn, f"DROP DATABASE {template} WITH (FORCE)")
 
 
-async def _apply_rules(settings: Settings, rules: Rules) -> Rules:
+async def _apply_rules(settings: Settings, scenario: Scenario) -> Rules:
     async with Database(settings.sqlalchemy_url, pool_max=1) as database:
-        return await apply_rules(database, rules)
+        return await apply_rules(database, scenario.rules, at=scenario.steps[0].at)
 
 
 async def _put_users(world: World, scenario: Scenario) -> None:

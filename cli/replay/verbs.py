@@ -15,6 +15,8 @@ from cli.replay.fields import READS
 from cli.replay.format import Step
 from cli.replay.stage import World
 from models import CreditGrant
+from quota.errors import InvalidValueError
+from quota.period import RENEWALS
 from quota.values import (
     credits_of,
     instant_ms,
@@ -24,11 +26,15 @@ from quota.values import (
     parse_instant,
     parse_user_id,
 )
+from service.credits import reset_credits, void_grant
 from service.database import statement
 from service.grants import add_grant
-from service.users import put_user
+from service.moves import move_user
 
 __all__ = ["NotSupportedError", "answer"]
+
+# What changes PostgreSQL does so once all that was admitted is there.
+_STANDING_STILL = frozenset({"grant", "void", "reset", "refund", "set_tier"})
 
 Answer = dict[str, Any]
 Act = Callable[[World, Step], Awaitable[Answer]]
@@ -37,8 +43,8 @@ Act = Callable[[World, Step], Awaitable[Answer]]
 class NotSupportedError(Exception):
     """The format has it, and this version can not run it yet."""
 
-    def __init__(self, field: str = "") -> None:
-        super().__init__(f"{field}: not supported by this version".removeprefix(": "))
+    def __str__(self) -> str:
+        return "not supported by this version"
 
 
 async def answer(world: World, step: Step) -> Answer:
@@ -46,13 +52,13 @@ async def answer(world: World, step: Step) -> Answer:
 
     Raises:
         QuotaError: it was refused.
-        NotSupportedError: the verb, or one of its fields, is not built yet.
+        NotSupportedError: the verb is not built yet.
     """
     act = _ACTS.get(step.do)
     if act is None:
         raise NotSupportedError
-    if step.do in READS:
-        await world.settle()
+    if step.do in READS or step.do in _STANDING_STILL:
+        await world.settle(instant_ms(step.at))
     return await act(world, step)
 
 
@@ -78,11 +84,32 @@ async def _record(world: World, step: Step) -> Answer:
     return (await world.deps.quota.record(step.user, feature, **call, now=step.at)).as_dict()
 
 
+async def _reserve(world: World, step: Step) -> Answer:
+    call = dict(step.fields)
+    key = call.pop("hold")
+    hold = await world.deps.quota.reserve(step.user, **call, key=key, now=step.at)
+    return hold.decision.as_dict()
+
+
+async def _commit(world: World, step: Step) -> Answer:
+    hold, amount = step.fields["hold"], step.fields.get("amount")
+    ended = await world.deps.quota.commit(step.user, hold, amount, now=step.at)
+    return ended.as_dict()
+
+
+async def _release(world: World, step: Step) -> Answer:
+    ended = await world.deps.quota.release(step.user, step.fields["hold"], now=step.at)
+    return ended.as_dict()
+
+
+async def _refund(world: World, step: Step) -> Answer:
+    key, amount = step.fields["key"], step.fields.get("amount")
+    refund = await world.deps.quota.refund(key, amount, user_id=step.user, now=step.at)
+    return refund.as_dict()
+
+
 async def _grant(world: World, step: Step) -> Answer:
     fields, user = step.fields, parse_user_id(step.user)
-    for name in ("every", "min_rollover", "max_rollover"):
-        if fields.get(name, "0") not in ("0", 0):
-            raise NotSupportedError(name)
     async with world.deps.database.session() as session:
         grant = await add_grant(
             session,
@@ -95,9 +122,19 @@ async def _grant(world: World, step: Step) -> Answer:
             kind=fields.get("kind", "granted"),
             effective_at=_instant(fields, "effective_at"),
             expires_at=_instant(fields, "expires_at"),
+            every=_every(fields),
+            min_rollover_micro=parse_credits(fields.get("min_rollover", "0"), field="min_rollover"),
+            max_rollover_micro=parse_credits(fields.get("max_rollover", "0"), field="max_rollover"),
         )
     await world.reload(user)
     return _grant_answer(grant)
+
+
+def _every(fields: Mapping[str, Any]) -> str | None:
+    if "every" in fields and fields["every"] is None:  # nothing is no word for once
+        raise InvalidValueError("every", None, f"one of {', '.join(RENEWALS)}")
+    every: str | None = fields.get("every")
+    return every
 
 
 def _grant_answer(grant: CreditGrant) -> Answer:
@@ -109,14 +146,39 @@ def _grant_answer(grant: CreditGrant) -> Answer:
         "kind": grant.kind,
         "effective_at": instant_text(instant_ms(grant.effective_at)),
         "expires_at": grant.expires_at and instant_text(instant_ms(grant.expires_at)),
+        "every": grant.every,
+        "min_rollover": _credits(grant.min_rollover_micro),
+        "max_rollover": _credits(grant.max_rollover_micro),
     }
 
 
-async def _set_tier(world: World, step: Step) -> Answer:
+async def _void(world: World, step: Step) -> Answer:
     user = parse_user_id(step.user)
-    async with world.deps.database.session() as session:
-        await put_user(session, user, world.rules, at=step.at, tier=step.fields["tier"])
-    await world.reload(user)
+    void = await void_grant(world.stores, user, world.rules, step.fields["id"], at=step.at)
+    return void.as_dict()
+
+
+async def _reset(world: World, step: Step) -> Answer:
+    reset = await reset_credits(
+        world.stores,
+        parse_user_id(step.user),
+        world.rules,
+        preserve_overage=_preserve_overage(step.fields),
+        at=step.at,
+    )
+    return reset.as_dict()
+
+
+def _preserve_overage(fields: Mapping[str, Any]) -> bool:
+    found = fields.get("preserve_overage", False)
+    if not isinstance(found, bool):
+        raise InvalidValueError("preserve_overage", found, "true or false")
+    return found
+
+
+async def _set_tier(world: World, step: Step) -> Answer:
+    tier = step.fields["tier"]
+    await move_user(world.stores, parse_user_id(step.user), world.rules, at=step.at, tier=tier)
     return {}
 
 
@@ -150,7 +212,13 @@ _ACTS: Mapping[str, Act] = {
     "consume": _consume,
     "check": _check,
     "record": _record,
+    "reserve": _reserve,
+    "commit": _commit,
+    "release": _release,
+    "refund": _refund,
     "grant": _grant,
+    "void": _void,
+    "reset": _reset,
     "set_tier": _set_tier,
     "balance": _balance,
     "usage": _usage,

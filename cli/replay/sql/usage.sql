@@ -1,5 +1,9 @@
--- usage: what a user used of a feature over all time, and the micro-credits that it cost.
+-- usage: what a user used of a feature over all time, and the micro-credits that it cost, less what was refunded.
 -- $1 uuid user   $2 text feature
 SELECT coalesce((SELECT usage_count FROM feature_usage WHERE user_id = $1 AND feature_name = $2), 0) AS used,
-       coalesce((SELECT sum(credits_consumed) * 1000000 FROM usage_logs WHERE user_id = $1 AND action = $2),
-                0)::bigint AS micro
+       coalesce(sum(l.credits_consumed * 1000000 - coalesce(r.applied_micro, 0)), 0)::bigint AS micro
+FROM usage_logs l
+LEFT JOIN (
+    SELECT usage_id, sum(applied_micro) AS applied_micro FROM usage_refunds WHERE user_id = $1 GROUP BY usage_id
+) r ON r.usage_id = l.id
+WHERE l.user_id = $1 AND l.action = $2
