@@ -38,6 +38,7 @@ _COMMANDS = {
     "reset": ("cli.reset", "Let a user's credits roll over now."),
     "refund": ("cli.refund", "Take a usage record back, and give its credits back."),
     "balance": ("cli.balance", "Show a user's credits, grants and limits."),
+    "explain": ("cli.explain", "Show why a user may use a feature once more, or may not."),
     "user": ("cli.user", "Make a user, or change a tier or calendar."),
     "replay": ("cli.replay", "Run scenario files on real servers, and compare."),
 }
