@@ -49,7 +49,7 @@ def allowance_grant(
             amount=allowance.amount,
             left=allowance.amount,
             effective_at_ms=start_ms,
-            created_at_ms=start_ms,
+            created_at_ms=anchor_ms,  # the same whenever it is made: it decides who pays first
             renewed_at_ms=start_ms,
             every=allowance.every,
             anchor_ms=anchor_ms,

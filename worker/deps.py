@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -30,6 +31,7 @@ SOCKET_TIMEOUT_S = (
     5.0  # a frozen Redis must not hang the worker; longer than any blocking read of ours
 )
 _CONNECT_TIMEOUT_S = 2.0
+_SETTLE_SECONDS_MAX = 5.0  # of applying the log, before a change to a user is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,7 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
         await make_shards(database, settings.shards)
         if await stored_rules(database) is None:
             raise NoTiersError
-        loader = DatabaseLoader(
-            database, redis, auto_provision=settings.auto_provision, dedupe_ms=dedupe_ms
-        )
+        late_ms = settings.late_grace * 1000
         drain = Drain(
             database,
             redis,
@@ -81,6 +81,15 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             metrics,
             lines_max=settings.apply_records_max,
             dedupe_ms=dedupe_ms,
+            late_grace_ms=late_ms,
+        )
+        loader = DatabaseLoader(
+            database,
+            redis,
+            auto_provision=settings.auto_provision,
+            dedupe_ms=dedupe_ms,
+            late_ms=late_ms,
+            settle=partial(drain.run, seconds_max=_SETTLE_SECONDS_MAX),
         )
         quota = Quota(redis, prefix=settings.key_prefix, shards=settings.shards, loader=loader)
         async with quota:

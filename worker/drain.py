@@ -48,6 +48,7 @@ class Drain:
         *,
         lines_max: int,
         dedupe_ms: int,
+        late_grace_ms: int,
     ) -> None:
         self._database = database
         self._redis = redis
@@ -55,6 +56,7 @@ class Drain:
         self._metrics = metrics
         self._lines_max = lines_max
         self._dedupe_ms = dedupe_ms
+        self._late_grace_ms = late_grace_ms
         self._round = asyncio.Lock()
         self._places = asyncio.Semaphore(_SHARDS_AT_ONCE)
 
@@ -122,7 +124,9 @@ class Drain:
 
     async def _apply(self, shard: ShardKeys, run: Entries) -> Applied | None:
         started = time.perf_counter()
-        applied = await apply_run(self._database, shard.index, run)
+        applied = await apply_run(
+            self._database, shard.index, run, late_grace_ms=self._late_grace_ms
+        )
         if applied is not None:
             metrics, seconds = self._metrics, time.perf_counter() - started
             metrics.applied.inc(applied.applied)
