@@ -74,6 +74,7 @@ class Session:
             Metrics(CollectorRegistry()),
             lines_max=self.settings.apply_records_max,
             dedupe_ms=self.settings.dedupe_seconds * 1000,
+            late_grace_ms=self.settings.late_grace * 1000,
         )
 
         async def settle() -> None:
@@ -88,6 +89,7 @@ class Session:
             self.redis,
             auto_provision=False,
             dedupe_ms=self.settings.dedupe_seconds * 1000,
+            late_ms=self.settings.late_grace * 1000,
         )
         return Quota(
             self.redis,
