@@ -1,4 +1,4 @@
-"""Which grants pay for a cost, in which order, and how much no grant pays.
+"""Grants of credits, and the order in which they pay.
 
 The rule of DESIGN 5 ("Credits"): priority, then the earliest expiry, then the kind, then
 the oldest. Expiring credits go before lasting ones, and gifts before what was bought.
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-__all__ = ["KINDS", "Grant", "burn", "burn_order", "spendable", "valid_until_ms"]
+__all__ = ["KINDS", "Grant", "burn_order"]
 
 KINDS = ("promo", "granted", "purchased")
 _RANK = {kind: rank for rank, kind in enumerate(KINDS)}
@@ -70,40 +70,3 @@ def _burn_key(grant: Grant) -> tuple[int, bool, int, int, int, UUID]:
         grant.created_at_ms,
         grant.id,
     )
-
-
-def spendable(grants: Iterable[Grant], *, at_ms: int) -> int:
-    """Micro-credits left of what is active at *at_ms*."""
-    return sum(grant.left for grant in grants if grant.active(at_ms))
-
-
-def valid_until_ms(grants: Iterable[Grant], *, at_ms: int) -> int | None:
-    """The next instant after *at_ms* at which `spendable` may change by itself, if any.
-
-    Until then a stored sum stays right without looking at the grants again.
-    """
-    changes = (_next_change_ms(grant, at_ms) for grant in grants if grant.left > 0)
-    return min((change for change in changes if change is not None), default=None)
-
-
-def _next_change_ms(grant: Grant, at_ms: int) -> int | None:
-    ends_at_ms = grant.ends_at_ms
-    if ends_at_ms is not None and ends_at_ms <= max(at_ms, grant.effective_at_ms):
-        return None  # over, or ends before it begins
-    return grant.effective_at_ms if grant.effective_at_ms > at_ms else ends_at_ms
-
-
-def burn(grants: Iterable[Grant], cost: int, *, at_ms: int) -> tuple[list[tuple[UUID, int]], int]:
-    """Pay *cost* from the active grants; return what each pays, in order, and the overage.
-
-    The grants stay as they are: writing the payments down is the caller's transaction.
-    """
-    assert cost >= 0
-    payments: list[tuple[UUID, int]] = []
-    for grant in burn_order(grant for grant in grants if grant.left > 0 and grant.active(at_ms)):
-        if cost == 0:
-            break
-        paid = min(cost, grant.left)
-        payments.append((grant.id, paid))
-        cost -= paid
-    return payments, cost
