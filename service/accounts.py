@@ -268,8 +268,8 @@ def _stored_hold(row: Any) -> _Hold:
     return _Hold(
         row["feature"],
         row["amount"],
-        payments_of(row["payments"]),
-        [(seconds, end_ms) for seconds, end_ms in row["windows"]],
+        payments_of(json.loads(row["payments"])),
+        [(seconds, end_ms) for seconds, end_ms in json.loads(row["windows"])],
         instant_ms(row["reserved_at"]),
         instant_ms(row["expires_at"]),
     )
