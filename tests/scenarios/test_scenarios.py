@@ -15,33 +15,19 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
+from cli.replay.balances import imbalances
 from cli.replay.format import parse_scenario, read_scenario
 from cli.replay.run import Report, run_scenario
 from cli.replay.stage import Stage, open_stage
+from cli.replay.verbs import answer
 from service.settings import Settings
 
 _HERE = Path(__file__).parent
 
-SUPPORTED = [
-    "credits_kind_order",
-    "credits_no_grant_denied",
-    "credits_overdraft",
-    "credits_priority_first",
-    "cycle_month_end",
-    "day_in_time_zone_spring",
-    "key_repeat",
-    "limit_concurrent",
-    "limit_feature_not_in_tier",
-    "limit_hard_month",
-    "limit_soft",
-    "limit_two_periods",
-    "prices_by_format_and_quality",
-    "record_is_never_denied",
-    "redis_lost",
-    "tier_change_keeps_usage",
-    "unpriced_feature_is_free",
-    "window_opens_at_first_use",
-]
+# Verbs of a later version: until then a file that has them fails in words.
+UNSUPPORTED = ("alert_", "lifetime_")
+SCENARIOS = sorted(_HERE.glob("*.json"))
+SUPPORTED = [path for path in SCENARIOS if not path.stem.startswith(UNSUPPORTED)]
 
 TIERS = {
     "default_tier": "free",
@@ -100,14 +86,14 @@ def said(report: Report) -> list[str]:
     return list(report.lines())
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
-async def test_everything_is_as_the_file_expects(stage: Stage, name: str):
-    report = await run_scenario(stage, read_scenario(_HERE / f"{name}.json"))
+@pytest.mark.parametrize("path", SUPPORTED, ids=lambda path: path.stem)
+async def test_everything_is_as_the_file_expects(stage: Stage, path: Path):
+    report = await run_scenario(stage, read_scenario(path))
 
     assert said(report) == []
 
 
-@pytest.mark.parametrize("path", sorted(_HERE.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
 def test_every_file_is_a_scenario(path: Path):
     assert read_scenario(path).steps
 
@@ -163,6 +149,16 @@ async def test_a_refusal_that_did_not_come_is_told(stage: Stage):
         {"do": "grant", "id": "g", "amount": "-1"},
         {"do": "grant", "id": "g", "amount": "1", "kind": "gift"},
         {"do": "grant", "id": "g", "amount": "1", "expires_at": AT},
+        {"do": "grant", "id": "g", "amount": "1", "every": "year"},
+        {"do": "grant", "id": "g", "amount": "1", "every": None},
+        {"do": "grant", "id": "g", "amount": "1", "min_rollover": "-1"},
+        {"do": "grant", "id": "g", "amount": "1", "min_rollover": "2", "max_rollover": "1"},
+        {"do": "grant", "id": "g", "amount": "1", "expires_at": "9999-01-01T00:00:00Z"},
+        {"do": "grant", "id": "g", "amount": "1", "effective_at": "1969-12-31T23:59:59Z"},
+        {"do": "reserve", "hold": "h", "feature": "event", "ttl": 0},
+        {"do": "reserve", "hold": "h", "feature": "event", "ttl": 86_401},
+        {"do": "reset", "preserve_overage": "yes"},
+        {"do": "refund", "key": "k", "amount": 0},
         {"do": "set_tier", "tier": "gold"},
     ],
 )
@@ -172,20 +168,53 @@ async def test_a_step_may_expect_that_its_values_are_refused(stage: Stage, step:
     assert said(report) == []
 
 
+@pytest.mark.parametrize(
+    ("step", "code"),
+    [
+        ({"do": "refund", "key": "nothing"}, "unknown_key"),
+        ({"do": "void", "id": "nothing"}, "unknown_grant"),
+        ({"do": "commit", "hold": "nothing"}, "unknown_hold"),
+        ({"do": "release", "hold": "nothing"}, "unknown_hold"),
+    ],
+)
+async def test_a_step_may_expect_that_what_it_names_is_unknown(
+    stage: Stage, step: dict[str, object], code: str
+):
+    report = await replay(stage, {**step, "expect": {"error": code}}, {"do": "balance"})
+
+    assert said(report) == []
+
+
 async def test_a_verb_of_a_later_version_fails_its_file_in_words(stage: Stage):
     report = await replay(
         stage,
-        {"do": "refund", "key": "k"},
+        {"do": "alerts"},
         {"do": "usage", "feature": "event", "expect": {"used": 7}},
     )
 
-    assert said(report) == ["test.json: step 1 (refund): not supported by this version"]
+    assert said(report) == ["test.json: step 1 (alerts): not supported by this version"]
 
 
-async def test_a_field_of_a_later_version_fails_its_file_in_words(stage: Stage):
-    report = await replay(stage, {"do": "grant", "id": "g", "amount": "1", "every": "day"})
+async def test_credits_that_do_not_balance_fail_the_file(stage: Stage):
+    document = {"name": "a test", "tiers": TIERS, "users": {"a": {}, "b": {}}}
+    grant = {"at": AT, "do": "grant", "id": "g", "amount": "5", "user": "a"}
+    scenario = parse_scenario({**document, "steps": [grant]}, file="test.json")
+    report = Report(scenario)
+    async with stage.world(scenario) as world:
+        report.answers.append(await answer(world, scenario.steps[0]))
+        assert await imbalances(world, scenario, at=scenario.steps[0].at) == []
+        async with world.deps.database.connection() as connection:
+            await connection.execute("UPDATE credit_grants SET left_micro = left_micro - 1500000")
 
-    assert said(report) == ["test.json: step 1 (grant): every: not supported by this version"]
+        report.imbalances += await imbalances(world, scenario, at=scenario.steps[0].at)
+
+    assert not report.passed
+    [line] = said(report)
+    assert line == (
+        "test.json: after the last step: credits of a: granted 5, "
+        "but burnt 0 + left 3.5 + held 0 + expired 0 + voided 0 - overage 0"
+    )
+    assert report.as_dict()["imbalances"][0]["left"] == "3.5"
 
 
 async def test_each_user_has_limits_and_credits_of_its_own(stage: Stage):
