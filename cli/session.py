@@ -80,7 +80,11 @@ class Session:
         async def settle() -> None:
             await drain.run(seconds_max=_SETTLE_SECONDS_MAX)
 
-        return Stores(self.database, self.redis, self.keys, settle=settle)
+        async def roll(user: str, *, now: datetime | None) -> None:
+            async with self.quota() as quota:
+                await quota.roll(user, now=now)
+
+        return Stores(self.database, self.redis, self.keys, settle=settle, roll=roll)
 
     def quota(self) -> Quota:
         """A client that loads users itself, and makes none: looking at a user is no use of it."""

@@ -38,6 +38,7 @@ __all__ = [
     "write_entries",
 ]
 
+_PLACE_MAX = 0xFFF  # the 12 bits of a UUIDv7 between its time and its random digits
 # The kinds of a move that are an entry under the same name; what a hold gives back was never one.
 _MOVED = frozenset({"repaid", "renewed", "lapsed", "forgiven"})
 
@@ -177,8 +178,8 @@ async def store_account(connection: asyncpg.Connection[Any], found: StoredAccoun
 async def write_entries(connection: asyncpg.Connection[Any], found: StoredAccount) -> None:
     """Write the entries noted so far; `store_account` does, and whoever has to read them before."""
     rows = [
-        (UUID(new_key(now_ms=max(0, one.at_ms))), one.grant_id, one.kind, one.amount, one.at_ms)
-        for one in found.entries
+        (_entry_id(one.at_ms, place), one.grant_id, one.kind, one.amount, one.at_ms)
+        for place, one in enumerate(found.entries)
         if one.amount
     ]
     found.entries.clear()
@@ -193,6 +194,12 @@ async def write_entries(connection: asyncpg.Connection[Any], found: StoredAccoun
             amounts,
             [*map(instant_of, instants)],
         )
+
+
+def _entry_id(at_ms: int, place: int) -> UUID:
+    """A UUIDv7 whose bits after the time are the place of the entry: movements of one instant stay in order."""
+    fresh = UUID(new_key(now_ms=max(0, at_ms))).int
+    return UUID(int=fresh & ~(_PLACE_MAX << 64) | min(place, _PLACE_MAX) << 64)
 
 
 async def _store_grants(connection: asyncpg.Connection[Any], found: StoredAccount) -> None:

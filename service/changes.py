@@ -8,7 +8,8 @@ the worker. The shard's row is locked too, so a worker that applies what should 
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -34,21 +35,33 @@ if TYPE_CHECKING:
     from service.database import Database
     from service.still import Settle
 
-__all__ = ["Change", "Stores", "changing_credits", "drop_quietly"]
+__all__ = ["Change", "Stores", "changing_credits", "drop_quietly", "still_user"]
 
 _log = structlog.get_logger("allotment.changes")
 
 
 class Stores:
-    """Where a change is made: the database, Redis with its keys, and how the log is applied."""
+    """Where a change is made: the database, Redis with its keys.
+
+    *settle* applies the log in this process; without it a worker has to. *roll* is `Quota.roll`: holds
+    that are over end in Redis then, which remembers how. Without it they end with the change, and who
+    commits one afterwards is told that there is none.
+    """
 
     def __init__(
-        self, database: Database, redis: Client, keys: Keys, *, settle: Settle = None
+        self,
+        database: Database,
+        redis: Client,
+        keys: Keys,
+        *,
+        settle: Settle = None,
+        roll: Callable[..., Awaitable[object]] | None = None,
     ) -> None:
         self.database = database
         self.redis = redis
         self.keys = keys
         self.settle = settle
+        self.roll = roll
 
 
 class Change:
@@ -74,10 +87,9 @@ async def changing_credits(
         UnknownUserError: there is no such user.
         QuotaUnavailableError: the user could not be made to stand still, see `service.still`.
     """
-    database, redis, keys = stores.database, stores.redis, stores.keys
-    async with standing_still(database, redis, keys, user, settle=stores.settle):
-        async with database.connection() as connection, connection.transaction():
-            shard = keys.shard_of(user.id).index
+    async with still_user(stores, user, at=at):
+        async with stores.database.connection() as connection, connection.transaction():
+            shard = stores.keys.shard_of(user.id).index
             await connection.fetchrow(statement("service", "hold_shard"), shard)
             now = await connection.fetchval(statement("service", "lock_user"), user.id)
             if now is None:
@@ -88,6 +100,18 @@ async def changing_credits(
             await store_account(connection, stored)
             await connection.execute(statement("service", "note_stale_user"), user.id)
         await drop_quietly(stores, user)
+
+
+@asynccontextmanager
+async def still_user(stores: Stores, user: User, *, at: datetime | None) -> AsyncIterator[None]:
+    """A block in which *user* stands still, with no hold in Redis that is over at *at*."""
+    if stores.roll is not None:
+        with suppress(UnknownUserError):
+            await stores.roll(user.text, now=at)
+    async with standing_still(
+        stores.database, stores.redis, stores.keys, user, settle=stores.settle
+    ):
+        yield
 
 
 async def drop_quietly(stores: Stores, user: User) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from service.changes import drop_quietly
-from service.still import standing_still
+from service.changes import drop_quietly, still_user
 from service.users import put_user
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from models import User as UserRow
     from quota.rules import Rules
     from quota.values import User
@@ -17,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["move_user"]
 
 
-async def move_user(stores: Stores, user: User, rules: Rules, **changes: Any) -> UserRow:
-    """Make or change *user*; *changes* as of `service.users.put_user`.
+async def move_user(
+    stores: Stores, user: User, rules: Rules, *, at: datetime | None = None, **changes: Any
+) -> UserRow:
+    """Make or change *user* at *at* (None: PostgreSQL's now); *changes* as of `service.users.put_user`.
 
     Raises:
         InvalidValueError: a value was refused; its field is named.
         QuotaUnavailableError: the user could not be made to stand still.
     """
-    async with standing_still(
-        stores.database, stores.redis, stores.keys, user, settle=stores.settle
-    ):
+    async with still_user(stores, user, at=at):
         async with stores.database.session() as session:
-            row = await put_user(session, user, rules, **changes)
+            row = await put_user(session, user, rules, at=at, **changes)
         await drop_quietly(stores, user)
     return row
