@@ -22,6 +22,7 @@ from quota.keys import Keys
 from quota.rolling import rolled
 from quota.rules import Rules
 from quota.scripts import ScriptCaller, script
+from quota.standing import counter_sign
 from quota.wire import CONFLICT, LATE, MISSING, NO_HOLD, ROLL, end_mark_of, ending_line
 
 if TYPE_CHECKING:
@@ -146,17 +147,17 @@ class Asker:
                 keys = self.keys.shard_of(user.id)
                 names = [keys.meta, keys.user_of(user.id.hex), keys.grants_of(user.id.hex)]
                 reply = await caller.call(script("read"), names, [now_ms])
-                epoch, texts = reply[1], reply[3:]
+                epoch, fields = reply[1], dict(zip(reply[3::2], reply[4::2], strict=True))
                 if not epoch:
                     await self._mend(keys, NotReadyError("epoch"))
-                elif (
-                    b"h" in texts[::2]
-                    and texts[texts.index(b"h") + 1].startswith(epoch + b",")
-                    and reply[2]
-                ):
+                elif not fields.get(b"h", b"").startswith(epoch + b",") or not reply[2]:
+                    await self._load(user, now_ms=now_ms, attempt=attempt)
+                elif attempt > _TRIES_MIN or await self._made_by_rules_in_force(user, fields):
                     return reply, reply[0]
                 else:
-                    await self._load(user, now_ms=now_ms, attempt=attempt)
+                    await caller.call(
+                        script("forget"), [*names[1:], keys.token_of(user.id.hex)], []
+                    )
         finally:
             await caller.close()
         raise QuotaUnavailableError("the user keeps being reloaded")
@@ -167,6 +168,24 @@ class Asker:
         if gate.rules is NO_RULES:
             await self._mend(self.keys.shard_of(user.id), NotReadyError("rules"))
         return gate.rules
+
+    async def _made_by_rules_in_force(self, user: User, fields: Mapping[bytes, bytes]) -> bool:
+        """Whether counters and credits are those of the rules in force, which are fetched if they are new.
+
+        The script finds out by itself when it decides; who only reads would show what was.
+        """
+        gate = self.gate_of(user)
+        if fields[b"#rules"] != b"%d" % gate.rules.version:
+            await self._mend(self.keys.shard_of(user.id), NotReadyError("rules"))
+        _, _, name, allowance = fields[b"h"].decode().split(",", 3)
+        tier = gate.rules.tiers.get(name)
+        if tier is None:
+            return True
+        return tier.allowance_text == allowance and all(
+            line.startswith(counter_sign(tier.limits_of(field[2:].decode()) or ()))
+            for field, line in fields.items()
+            if field.startswith(b"f:")
+        )
 
     def _open(self, shards: int) -> None:
         self.keys = Keys(self._prefix, shards)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Profile",
     "counter_line",
+    "counter_sign",
     "head_text",
     "hold_fields",
     "read_counters",
@@ -184,11 +185,14 @@ def counter_line(limits: Iterable[Limit], used: Mapping[str, tuple[Window, int]]
 
     A period without a count is over: a window of so many seconds that nobody opened yet.
     """
-    pers = [limit.per for limit in limits]
-    numbers = [number for per in pers for number in _end_and_used(used.get(per, _OVER))]
-    return (
-        ",".join(map(per_code, pers)).encode() + b"|" + struct.pack(f"<{len(numbers)}d", *numbers)
-    )
+    limits = list(limits)
+    numbers = [number for limit in limits for number in _end_and_used(used.get(limit.per, _OVER))]
+    return counter_sign(limits) + struct.pack(f"<{len(numbers)}d", *numbers)
+
+
+def counter_sign(limits: Iterable[Limit]) -> bytes:
+    """How a counter field begins that was made for *limits*."""
+    return ",".join(per_code(limit.per) for limit in limits).encode() + b"|"
 
 
 _OVER = (Window(0, 1), 0)  # a millisecond after the epoch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -230,7 +231,9 @@ def settlement_of(reply: bytes, record: UsageRecord, now_ms: int) -> Settlement:
     replayed = reply.startswith(b"=")
     status, _, rest = (reply[1:] if replayed else reply).partition(b";")
     if status == b"open":
-        return Settlement(record.key, "open", 0, 0, decision=decision_of(rest, record, now_ms))
+        surplus, _, denial = rest.partition(b";")
+        asked = replace(record, amount=int(surplus))
+        return Settlement(record.key, "open", 0, 0, decision=decision_of(denial, asked, now_ms))
     amount, _, cost = rest.partition(b";")
     return Settlement(record.key, status.decode(), int(amount), int(cost), replayed)
 

@@ -17,7 +17,7 @@
 --        {0, now_ms, one per line}: an integer outcome that is no decision, or the decision as text:
 --          "outcome;cost;credits;" the limits "per,mode,max" of the rule, with ";" between, "|", then end_ms and used of each limit as
 --          little-endian doubles; "=" before it when it is replayed; max -1 = unlimited, end_ms 0 = never
---          of the end of a hold: "committed;amount;cost", "released;0;0", "expired;0;0", or "open;" and the denial of the surplus
+--          of the end of a hold: "committed;amount;cost", "released;0;0", "expired;0;0", or "open;surplus;" and its denial
 --        outcome 0 ok  1 soft_limit  2 limit_exceeded  3 insufficient_credits  4 feature_not_in_tier
 --                10 user not loaded  11 a period, the credits or a hold must be rolled over  12 key_conflict  13 not an integer
 --                14 no such hold  15 loaded, but without the periods before the running ones
@@ -397,7 +397,7 @@ local function settle(at)
   local surplus, more = math.max(0, units - amount), math.max(0, kept - cost)
   if surplus > 0 then
     local outcome = fits(state, rule, user, surplus, more, false)
-    if outcome > SOFT then return 'open', 'open;' .. answer(outcome, state, more, state) end
+    if outcome > SOFT then return 'open', format('open;%d;', surplus) .. answer(outcome, state, more, state) end
     for i = 2, 2 * rule.n, 2 do state[i] = state[i] + surplus end
   else
     give_units_back(place, feature, state, ends, amount - units)
@@ -414,11 +414,12 @@ local function settle(at)
   return status, status .. ';' .. format('%d;%d', units, kept)
 end
 
--- Counters after a hold ended: a window that nobody opened is not opened by what came back.
+-- Counters after a hold ended: a window is not opened by what came back, nor closed.
 local function settled_line(state)
   local numbers = {unpack(state, 1, 2 * state.rule.n)}
   for i = 1, state.rule.n do
-    if sub(state.rule.per[i], 1, 1) == 's' and numbers[2 * i] == 0 then numbers[2 * i - 1] = 1 end
+    local opened = not (state.unused or state.prior and state.prior[i])
+    if sub(state.rule.per[i], 1, 1) == 's' and numbers[2 * i] == 0 and not opened then numbers[2 * i - 1] = 1 end
   end
   return pack_doubles(state.rule.form, unpack(numbers))
 end
