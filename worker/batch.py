@@ -106,7 +106,7 @@ class Batch:
     grants_left: list[tuple[UUID, UUID, int]] = field(default_factory=list)
     # Of those that were set back or changed: left, amount, how often, since when.
     grants_renewed: list[tuple[Any, ...]] = field(default_factory=list)
-    # Tiers' allowances without a row so far: user, id, amount, left, effective and renewed at, how often.
+    # Tiers' allowances without a row so far: user, id, amount, left, effective, made and renewed at, how often.
     allowances: list[tuple[Any, ...]] = field(default_factory=list)
     overages: list[tuple[UUID, int, datetime]] = field(default_factory=list)  # and since when
     holds_made: list[Hold] = field(default_factory=list)
@@ -160,6 +160,7 @@ def fold(
     purses = Purses(batch, members)
     holding = Holding(batch, members, purses, _row)
     marks = dict(keys.marked)
+    opened = purses.opened
     for number, (user_id, line, cost, at_ms, _) in enumerate(lines):
         if number in skipped:
             continue
@@ -169,7 +170,8 @@ def fold(
         if line.code is None:
             _use(batch, members[user_id], user_id, line, usage_id, cost, at_ms, late_grace_ms)
             if cost:
-                purses.of(user_id, at_ms).pay(line, usage_id, cost, at_ms=at_ms)
+                purse = opened.get(user_id) or purses.of(user_id, at_ms)
+                purse.pay(line, usage_id, cost, at_ms)
         elif line.code.op == RESERVE:
             holding.reserve(user_id, line, usage_id, cost, at_ms)
         elif not holding.end(user_id, line, cost, at_ms):
@@ -197,15 +199,7 @@ def _use(
         created_at, arrived_at = instant_at(occurred_ms), instant_at(at_ms)
         starts, late = counted_in(member.calendar, occurred_ms, at_ms=at_ms, grace_ms=late_grace_ms)
     row = _row(
-        usage_id,
-        user_id,
-        line,
-        line.amount,
-        cost,
-        created_at,
-        number=line.number,
-        late=late,
-        arrived_at=arrived_at,
+        usage_id, user_id, line, line.amount, cost, created_at, line.number, late, arrived_at
     )
     batch.logs.append(row)
     count(batch.usage, (user_id, line.feature), line.amount, created_at, row[5], starts)
@@ -220,7 +214,6 @@ def _row(
     amount: int,
     cost: int,
     created_at: datetime,
-    *,
     number: int = 0,
     late: bool = False,
     arrived_at: datetime | None = None,

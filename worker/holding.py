@@ -152,7 +152,7 @@ class Holding:
         count_held(self.batch.usage, (user_id, hold.feature), units, starts, used=used)
         count_windows(self.batch.windows, user_id, hold.feature, line.windows or (), units)
         if cost:
-            self.purses.of(user_id, at_ms).pay(line, usage_id, cost, at_ms=at_ms)
+            self.purses.of(user_id, at_ms).pay(line, usage_id, cost, at_ms)
 
 
 def _metadata(line: Line) -> str | None:

@@ -35,26 +35,28 @@ def uuid7_from(mark: bytes, time_ms: int) -> UUID:
 class Purses:
     """The purses of a run's users, each opened when it is first asked for."""
 
-    __slots__ = ("_batch", "_members", "_open")
+    __slots__ = ("_batch", "_members", "opened")
 
     def __init__(self, batch: Batch, members: Mapping[UUID, Member]) -> None:
         self._batch = batch
         self._members = members
-        self._open: dict[UUID, Purse] = {}
+        self.opened: dict[UUID, Purse] = {}
 
     def of(self, user_id: UUID, at_ms: int) -> Purse:
         """The user's purse; *at_ms* is the instant of what is asked of it."""
-        purse = self._open.get(user_id)
+        purse = self.opened.get(user_id)
         if purse is None:
             purse = Purse(self._batch, user_id, self._members[user_id], at_ms)
-            self._open[user_id] = purse
+            self.opened[user_id] = purse
         return purse
 
     def close(self) -> dict[UUID, Account]:
-        """Write down what has changed in each; return the accounts, as they are at the end."""
-        for user_id, purse in self._open.items():
+        """Write down what has changed in each; return the accounts that still have holds."""
+        for user_id, purse in self.opened.items():
             purse.close(self._members[user_id])
-        return {user_id: purse.account for user_id, purse in self._open.items()}
+        return {
+            user_id: purse.account for user_id, purse in self.opened.items() if purse.account.holds
+        }
 
 
 class Purse:
@@ -67,15 +69,18 @@ class Purse:
         self._user_id = user_id
         self._grants, self._allowance = _grants_of(user_id, member, at_ms)
         self._overage_at_ms = member.overage_at_ms
-        fresh = () if self._allowance is None else (self._allowance,)
+        fresh = self._allowance
+        holds = member.holds
         self.account = Account(
-            (*self._grants, *fresh),
+            self._grants if fresh is None else [*self._grants, fresh],
             member.overage,
             at_ms=member.overage_at_ms,
-            holds={key: hold.payments for key, hold in member.holds.items() if hold.cost},
+            holds={key: hold.payments for key, hold in holds.items() if hold.cost}
+            if holds
+            else None,
         )
 
-    def pay(self, line: Line, usage_id: Any, cost: int, *, at_ms: int) -> None:
+    def pay(self, line: Line, usage_id: Any, cost: int, at_ms: int) -> None:
         """Pay for a usage."""
         account, before = self.account, self.account.overage
         moves = account.advance(at_ms)
@@ -114,18 +119,25 @@ class Purse:
         if account.overage != member.overage or self._overage_at_ms != member.overage_at_ms:
             at = instant_at(self._overage_at_ms)
             batch.overages.append((user_id, account.overage, at))
-        now = {grant.id: grant for grant in account.grants()} if self._recurs() else {}
+        recurs = False
         for grant in self._grants:
-            found = now.get(grant.id)
-            if found is not None and _shape(found) != _shape(grant):
-                batch.grants_renewed.append((user_id, grant.id, found.left, *_shape(found)))
+            if grant.every is not None:
+                recurs = True
             elif (left := account.left_of(grant.id)) != grant.left:
                 batch.grants_left.append((user_id, grant.id, left))
+        if recurs or self._allowance is not None:
+            self._close_recurring({grant.id: grant for grant in account.grants()})
+
+    def _close_recurring(self, now: Mapping[UUID, Grant]) -> None:
+        batch, user_id = self._batch, self._user_id
+        for grant in self._grants:
+            found = now[grant.id]
+            if grant.every is not None and _shape(found) != _shape(grant):
+                batch.grants_renewed.append((user_id, grant.id, found.left, *_shape(found)))
+            elif grant.every is not None and found.left != grant.left:
+                batch.grants_left.append((user_id, grant.id, found.left))
         if self._allowance is not None:
             self._add_allowance(now[self._allowance.id])
-
-    def _recurs(self) -> bool:
-        return self._allowance is not None or any(grant.every for grant in self._grants)
 
     def _add_allowance(self, now: Grant) -> None:
         """An allowance gets its row when it first may pay; what it has by then moved are entries already."""
@@ -133,7 +145,8 @@ class Purse:
         assert first is not None
         effective_at = instant_at(first.effective_at_ms)
         _, every, renewed_at = _shape(now)
-        row = (now.id, now.amount, now.left, effective_at, renewed_at, every)
+        times = (effective_at, instant_at(first.created_at_ms), renewed_at)
+        row = (now.id, now.amount, now.left, *times, every)
         self._batch.allowances.append((self._user_id, *row))
         if first.amount:
             mark = mark_of(self._user_id, f"{first.id}\0granted")

@@ -189,7 +189,7 @@ class Stored:
     def _settle(self, user: UUID, batch: Batch) -> None:
         member = self.of[user]
         grants = {one.id: one for one in member.grants}
-        for of, id_, amount, left, effective_at, renewed_at, every in batch.allowances:
+        for of, id_, amount, left, effective_at, created_at, renewed_at, every in batch.allowances:
             if of == user:
                 assert id_ not in grants
                 grants[id_] = Grant(
@@ -198,7 +198,7 @@ class Stored:
                     left=left,
                     every=every,
                     effective_at_ms=instant_ms(effective_at),
-                    created_at_ms=instant_ms(effective_at),
+                    created_at_ms=instant_ms(created_at),
                     renewed_at_ms=instant_ms(renewed_at),
                 )
         for of, id_, left in batch.grants_left:
