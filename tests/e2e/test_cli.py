@@ -252,6 +252,32 @@ async def test_a_balance_shows_what_was_used_and_when_it_is_there_again(
     assert limit["resets_at"] in shown
 
 
+async def test_an_explanation_shows_limits_grants_movements_and_redis_beside_postgresql(
+    with_tiers, redis_url, prefix
+):
+    with_tiers("grant", "u", "20", "--id", "order-1")
+    with_tiers("grant", "u", "5", "--id", "gift", "--effective-at", "2198-01-01T00:00:00Z")
+    with_tiers("balance", "u")  # brings the user into Redis, where no worker runs to do it
+    async with Quota.from_url(redis_url, prefix=prefix) as quota:
+        assert await quota.consume("u", "image", 10)
+
+    ran = with_tiers("explain", "u", "image", "--json").answer
+    shown = with_tiers("explain", "u", "image").out
+
+    assert (ran["decision"]["code"], ran["decision"]["binds"]) == ("limit_exceeded", "day")
+    assert ran["limits"][0]["headroom"] == 0
+    assert [grant["id"] for grant in ran["grants"]] == ["order-1"]
+    assert ran["grants_not_paying"][0]["reason"] == "not yet effective"
+    assert {entry["grant"] for entry in ran["entries"]} == {"order-1", "gift"}
+    assert ran["compared"] == {
+        "image/day": {"cached": 10, "stored": 10, "drift": 0},
+        "credits": {"cached": "5", "stored": "5", "drift": "0"},
+    }
+    assert "denied: limit_exceeded" in shown
+    assert "not yet effective before 2198-01-01T00:00:00Z" in shown
+    assert "PostgreSQL + log" in shown
+
+
 def test_looking_at_a_user_makes_none(with_tiers):
     error = with_tiers("balance", "nobody", "--json").error
     again = with_tiers("balance", "nobody").err
@@ -281,6 +307,7 @@ def test_a_user_is_made_and_changed_field_by_field(with_tiers):
         (["grant", "u", "5", "--expires-at", "2001-01-01T00:00:00Z"], "expires_at"),
         (["grant", b"\xff\xfe", "5"], "user"),
         (["balance", "u", "--server", "x"], "--server"),
+        (["explain", "u", "No Feature"], "feature"),
     ],
 )
 def test_what_only_the_rules_can_refuse_is_refused_with_its_field_named(with_tiers, words, field):

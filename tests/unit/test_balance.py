@@ -3,20 +3,25 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quota.account import Account
+from quota.allowance import allowance_grant
 from quota.balance import Balance, balance_of
 from quota.burndown import Grant
 from quota.decision import LimitState
+from quota.held import Held
 from quota.period import Calendar, Window, window_at
 from quota.rules import Rules
-from quota.standing import Profile, counter_line, head_text, windows_text
+from quota.standing import Profile, counter_line, head_text, hold_fields, windows_text
 from quota.values import MICRO, instant_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 AT_MS = instant_ms(datetime(2025, 3, 15, 12, tzinfo=UTC))
 DAY_MS = 24 * 3600 * 1000
@@ -38,6 +43,9 @@ RULES = Rules.from_document(
             }
         },
     }
+)
+ALLOWING = Rules.from_document(
+    {"default_tier": "t", "tiers": {"t": {"credits": {"amount": "10", "every": "day"}}}}
 )
 FIRST = Grant(
     id=UUID(int=1),
@@ -63,9 +71,13 @@ def stored(
     *,
     burnt: int = 0,
     tier: str = "t",
+    grants: Sequence[Grant] = (FIRST, LATER),
+    held: Held | None = None,
 ) -> list[Any]:
     """The reply of read.lua for a user who was loaded at AT_MS and then burnt some credits."""
-    account = Account([FIRST, LATER])
+    account = Account(grants)
+    if held is not None:
+        account.hold(held.key, held.cost, at_ms=AT_MS)
     profile = Profile.of(BERLIN, account, at_ms=AT_MS)
     until_ms = account.valid_until_ms(at_ms=AT_MS)
     fields: list[str | bytes] = [
@@ -76,6 +88,8 @@ def stored(
     for feature, counted in used.items():
         limits = RULES.tiers["t"].limits_of(feature) or ()
         fields += [f"f:{feature}", counter_line(limits, counted)]
+    for name, text in hold_fields(account, [held] if held else []).items():
+        fields += [name, text]
     texts = [field.encode() if isinstance(field, str) else field for field in fields]
     return [AT_MS, b"1", profile.dump().encode(), *texts]
 
@@ -155,6 +169,47 @@ def test_overage_shows_until_the_next_grant_begins():
 
     assert (before.credits, before.overage) == (Decimal(0), Decimal(2))
     assert (after.credits, after.overage) == (Decimal(3), Decimal(0))
+
+
+def test_nothing_is_left_of_a_grant_that_is_over():
+    balance = balance_of(stored({}), RULES, at_ms=AT_MS + DAY_MS)
+
+    assert [(grant.name, grant.left) for grant in balance.grants] == [
+        ("first", 0),
+        (None, 5_000_000),
+    ]
+
+
+def test_a_hold_shows_until_it_is_over_and_its_units_and_credits_come_back_then():
+    held = Held(
+        "h", "tokens", 3, 6 * MICRO, (2 * MICRO, 1), AT_MS + 1000,
+        {per: window(per).end_ms or 0 for per in ("day", "month")},
+    )  # fmt: skip
+
+    before = balance_of(stored(tokens(4, 40), held=held), RULES, at_ms=AT_MS + 999)
+    after = balance_of(stored(tokens(4, 40), held=held), RULES, at_ms=AT_MS + 1000)
+
+    assert before.as_dict()["holds"] == {
+        "h": {"feature": "tokens", "amount": 3, "expires_at": "2025-03-15T12:00:01Z"}
+    }
+    assert (before.credits, before.limits["tokens/day"].used) == (Decimal(14), 4)
+    assert (after.credits, after.limits["tokens/day"].used) == (Decimal(20), 1)
+    assert after.holds == {}
+
+
+def test_an_allowance_goes_by_that_name_and_is_set_back_when_it_is_due():
+    allowance = allowance_grant(
+        UUID(int=9), ALLOWING.tiers["t"], None, anchor_ms=AT_MS, changed_at_ms=0, at_ms=AT_MS
+    )
+    assert allowance is not None
+
+    at_first = balance_of(stored({}, grants=[allowance], burnt=8 * MICRO), RULES, at_ms=AT_MS)
+    next_day = balance_of(
+        stored({}, grants=[allowance], burnt=8 * MICRO), RULES, at_ms=AT_MS + DAY_MS
+    )
+
+    assert at_first.as_dict()["grants"] == {"allowance": "2"}
+    assert next_day.as_dict()["grants"] == {"allowance": "10"}
 
 
 @given(burnt=st.integers(0, 60 * MICRO), days=st.integers(0, 5))
