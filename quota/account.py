@@ -211,13 +211,13 @@ class Account:
         """Give *amount* of *payments* back, last first; to a grant that is over by now, nothing.
 
         A recurring grant takes back no more than its amount. No grant means overage, as far as
-        there is still some.
+        there is still some. What holds may give back keeps its room in both.
         """
         moves: list[Move] = []
         for grant_id, paid in reversed(payments):
             part = min(amount, paid)
             amount -= part
-            returned = self._return(Payment(grant_id, part))
+            returned = self._return(Payment(grant_id, min(part, self._room_of(grant_id))))
             if returned:
                 moves.append(Move("returned", grant_id, returned, self.at_ms))
         self._repay(moves)
@@ -239,17 +239,18 @@ class Account:
         Overage is dropped, or burns from what rolled over where it is preserved.
         """
         moves = self.advance(at_ms - 1) if self.at_ms < at_ms else []
-        for pot in self._pots:
-            if pot.active(self.at_ms) and pot.grant.effective_at_ms < at_ms:
-                bounds = pot.grant
-                left = min(bounds.max_rollover, max(bounds.min_rollover, pot.left))
-                self._set_left(pot, left, at_ms, moves)
+        self.at_ms = at_ms = max(self.at_ms, at_ms)
+        # What began at this very instant is not asked: it joins after what rolled has paid.
+        self._active = [
+            pot for pot in self._pots if pot.grant.effective_at_ms < at_ms and pot.active(at_ms)
+        ]
+        for pot in self._active:
+            left = min(pot.grant.max_rollover, max(pot.grant.min_rollover, pot.left))
+            self._set_left(pot, left, at_ms, moves)
         if self.overage and not preserve_overage:
             moves.append(Move("forgiven", None, self.overage, at_ms))
             self.overage = 0
             self._forget_overage_of_holds()
-        # What began at this very instant is not asked: it joins after what rolled has paid.
-        self._active = [pot for pot in self._active if pot.grant.effective_at_ms < at_ms]
         self._repay(moves)
         self._quiet_until_ms = 0
         return moves + self.advance(at_ms)
@@ -306,9 +307,14 @@ class Account:
             changed_at_ms, amount, every = pot.change
             pot.change = None
             self._renew(pot, min(changed_at_ms, last_ms), moves)
-            left = max(0, amount - (pot.amount - pot.left))
-            self._set_left(pot, left, changed_at_ms, moves)
+            left = amount - (pot.amount - pot.left)
+            if left < 0:
+                self._keep_of_holds(pot.grant.id, -left)
+            self._set_left(pot, max(0, left), changed_at_ms, moves)
             pot.amount, pot.every = amount, every
+            # What was used stays used until the next of the new recurrences.
+            start_ms = renewal_at(every, pot.anchor_ms, changed_at_ms).start_ms
+            pot.renewed_at_ms = max(pot.renewed_at_ms, start_ms)
         self._renew(pot, last_ms, moves)
 
     def _renew(self, pot: _Pot, at_ms: int, moves: list[Move]) -> None:
@@ -349,13 +355,7 @@ class Account:
         if not self.overage:
             return
         payments, rest = self._pay(self.overage)
-        held = sum(
-            one.amount
-            for held in self.holds.values()
-            for one in held
-            if one.grant_id is None and one.returns
-        )
-        burnt = max(0, self.overage - held)
+        burnt = max(0, self.overage - self._held_of(None))
         self.overage = rest
         for grant_id, paid in payments:
             part = min(paid, burnt)
@@ -366,9 +366,9 @@ class Account:
                 self._take_over(grant_id, paid - part)
 
     def _take_over(self, grant_id: UUID | None, amount: int) -> None:
-        for key, payments in self.holds.items():
+        for key in sorted(self.holds):  # whoever read them, and in whatever order
             taken: list[Payment] = []
-            for one in payments:
+            for one in self.holds[key]:
                 part = min(amount, one.amount) if one.grant_id is None and one.returns else 0
                 amount -= part
                 if part:
@@ -376,6 +376,36 @@ class Account:
                 if part < one.amount:
                     taken.append(one._replace(amount=one.amount - part))
             self.holds[key] = taken
+
+    def _keep_of_holds(self, grant_id: UUID, amount: int) -> None:
+        """Let so much of what holds took of a grant not come back: it is of less now than was used."""
+        for key in sorted(self.holds):
+            kept: list[Payment] = []
+            for one in self.holds[key]:
+                part = min(amount, one.amount) if one.grant_id == grant_id and one.returns else 0
+                amount -= part
+                if part < one.amount:  # first, for that is what a commit uses first
+                    kept.append(one._replace(amount=one.amount - part))
+                if part:
+                    kept.append(Payment(grant_id, part, returns=False))
+            self.holds[key] = kept
+
+    def _held_of(self, grant_id: UUID | None) -> int:
+        return sum(
+            one.amount
+            for payments in self.holds.values()
+            for one in payments
+            if one.grant_id == grant_id and one.returns
+        )
+
+    def _room_of(self, grant_id: UUID | None) -> int:
+        """How much a refund can give back to a grant, or take of overage."""
+        if grant_id is None:
+            return max(0, self.overage - self._held_of(None))
+        pot = self._by_id.get(grant_id)
+        if pot is None or pot.every is None:
+            return _NEVER
+        return max(0, pot.amount - pot.left - self._held_of(grant_id))
 
     def _forget_overage_of_holds(self) -> None:
         for key, payments in self.holds.items():
@@ -391,8 +421,5 @@ class Account:
             return returned
         if not self._open(grant_id):
             return 0
-        pot = self._by_id[grant_id]
-        if pot.every is not None:
-            amount = min(amount, max(0, pot.amount - pot.left))
-        pot.left += amount
+        self._by_id[grant_id].left += amount
         return amount
