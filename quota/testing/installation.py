@@ -264,6 +264,9 @@ def _ms(value: object, field: str) -> int:
 
 
 def _refuse_impossible(grant: Grant) -> None:
+    if grant.min_rollover > grant.max_rollover:
+        expected = f"at most max_rollover, {credits_of(grant.max_rollover)}"
+        raise InvalidValueError("min_rollover", str(credits_of(grant.min_rollover)), expected)
     if type(grant.priority) is not int or not 0 <= grant.priority <= _PRIORITY_MAX:
         expected = f"an integer from 0 to {_PRIORITY_MAX}"
         raise InvalidValueError("priority", grant.priority, expected)
@@ -275,9 +278,6 @@ def _refuse_impossible(grant: Grant) -> None:
         effective_at = instant_text(grant.effective_at_ms)
         expected = f"later than effective_at, {effective_at}"
         raise InvalidValueError("expires_at", instant_text(grant.expires_at_ms), expected)
-    if grant.min_rollover > grant.max_rollover:
-        expected = f"at most max_rollover, {credits_of(grant.max_rollover)}"
-        raise InvalidValueError("min_rollover", str(credits_of(grant.min_rollover)), expected)
 
 
 def _same_or_refused(there: Grant, asked: Grant) -> Grant:
