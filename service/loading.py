@@ -16,14 +16,12 @@ import asyncpg
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from quota.asking import USER_TTL_MS
 from quota.errors import QuotaUnavailableError
-from quota.period import CALENDAR_PERIODS, Window
 from quota.scripts import ScriptCaller, script
-from quota.standing import Profile, counter_line, standing_fields, windows_text
 from quota.values import instant_of
 from service.changes import Stores
 from service.explain import stored_standing
+from service.installing import Loaded, install
 from service.refunds import LATE_GRACE_MS, refund
 from service.shards import NoTiersError, mend_shard
 from service.snapshot import Late, read_snapshot
@@ -32,7 +30,7 @@ from service.tiers import stored_rules
 from service.users import provision_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from quota.keys import Keys, ShardKeys
     from quota.rules import Rules
@@ -53,7 +51,6 @@ _OUTAGES = (
     RedisError,
     OSError,  # TimeoutError is one of them
 )
-_UNKNOWN = Window(-1, -1)  # of a counter that admit.lua has loaded before it counts by it
 
 
 class DatabaseLoader:
@@ -153,15 +150,14 @@ class DatabaseLoader:
             if not mine:
                 return []  # others are at it
             at_ms = now_ms or await _server_ms(self._redis)
-            standings = await self._standings(shard, mine, at_ms=at_ms, late=late)
+            asked = Late(at_ms, self._late_ms) if late else None
+            standings = await self._standings(shard, mine, at_ms=at_ms, asked=asked)
             names = {user.id: user.text for user in mine}
             loaded = [
-                _Loaded(standing, names[standing.user_id], int(epoch), at_ms, asked)
-                for standing, asked in standings
+                Loaded(one, names.pop(one.user_id), int(epoch), at_ms, asked) for one in standings
             ]
-            await _install(caller, shard, loaded, epoch=epoch, token=token)
-            known = {standing.user_id for standing, _ in standings}
-            unknown = [user for user in mine if user.id not in known]
+            await install(caller, shard, loaded, epoch=epoch, token=token)
+            unknown = [user for user in mine if user.id in names]
             # Who comes next asks PostgreSQL again: the user may have been made.
             await _give_back(caller, shard, unknown, token=token)
         except BaseException:
@@ -180,22 +176,17 @@ class DatabaseLoader:
         return rules
 
     async def _standings(
-        self, shard: ShardKeys, users: Sequence[User], *, at_ms: int, late: bool
-    ) -> list[tuple[Standing, Late | None]]:
+        self, shard: ShardKeys, users: Sequence[User], *, at_ms: int, asked: Late | None
+    ) -> list[Standing]:
         rules = await self._rules()
         if self._auto_provision:
             await self._provision(users, rules, at_ms)
-        asked = Late(at_ms, self._late_ms) if late else None
         ids = [user.id for user in users]
         found, tail = await read_snapshot(self._database, self._redis, shard, ids, late=asked)
+        grace_ms = self._late_ms
         return [
-            (
-                standing_of(
-                    stored, tail[stored.row["id"]], rules, at_ms=at_ms, grace_ms=self._late_ms
-                ),
-                asked,
-            )
-            for stored in found
+            standing_of(one, tail[one.row["id"]], rules, at_ms=at_ms, grace_ms=grace_ms)
+            for one in found
         ]
 
     async def _take_tokens(
@@ -245,76 +236,3 @@ async def _give_back(
     if users:
         names = [shard.token_of(user.id.hex) for user in users]
         await caller.call(script("release"), names, [token])
-
-
-class _Loaded:
-    """A standing as Redis keeps it: profile and quota hash.
-
-    It is of *at_ms*, or of the instant at which the first hold was over, if that is earlier: the next
-    decision then lets it expire, and logs that.
-    """
-
-    def __init__(
-        self, standing: Standing, name: str, epoch: int, at_ms: int, asked: Late | None
-    ) -> None:
-        self.user_id = standing.user_id
-        self.name = name
-        held = standing.held()
-        self.due_ms = held[0].expires_at_ms if held else 0
-        account = standing.account
-        stands_ms = max(min(at_ms, self.due_ms or at_ms), account.at_ms)
-        account.advance(stands_ms)
-        self.profile = Profile.of(standing.calendar, account, at_ms=stands_ms).dump()
-        self.fields: dict[str, str | bytes] = standing_fields(
-            standing.calendar,
-            account,
-            held,
-            epoch=epoch,
-            tier=standing.tier_name,
-            allowance=standing.tier.allowance_text if standing.tier else "-",
-            at_ms=stands_ms,
-        )
-        self.fields["w"] = windows_text(standing.calendar, at_ms)
-        self.fields.update(_counters(standing, asked))
-
-
-def _counters(standing: Standing, asked: Late | None) -> Mapping[str, bytes]:
-    """The counters of every feature; those of the windows that ended last too, if they were asked for."""
-    fields = {}
-    pers = asked.windows(standing.calendar) if asked else ()
-    for feature in standing.features():
-        limits = standing.limits_of(feature)
-        fields[f"f:{feature}"] = counter_line(limits, standing.counted.of(feature))
-        if asked:
-            before = dict.fromkeys(CALENDAR_PERIODS, (_UNKNOWN, 0))
-            before.update(standing.counted.before(feature, pers))
-            fields[f"p:{feature}"] = counter_line(limits, before)
-    return fields
-
-
-async def _install(
-    caller: ScriptCaller,
-    shard: ShardKeys,
-    loaded: Iterable[_Loaded],
-    *,
-    epoch: bytes,
-    token: str,
-) -> None:
-    names: list[str] = []
-    arguments: list[str | bytes | int] = []
-    for one in loaded:
-        name = one.user_id.hex
-        names += [shard.user_of(name), shard.grants_of(name), shard.token_of(name)]
-        arguments += [
-            one.name,
-            one.due_ms,
-            one.profile,
-            2 * len(one.fields),
-            *(text for field in one.fields.items() for text in field),
-        ]
-    if names:
-        await caller.call(
-            script("install"),
-            [shard.meta, shard.due, *names],
-            [epoch, token, USER_TTL_MS, *arguments],
-        )
