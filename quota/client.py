@@ -69,6 +69,7 @@ __all__ = ["Quota"]
 
 TIMEOUT_S = 1.0  # for one call to Redis; a gate that is slower than this is down
 LOAD_TIMEOUT_S = 5.0  # for a user that is not in Redis; a worker answers in milliseconds
+_SAME_TRIES_MAX = 5  # of reading Redis and PostgreSQL with nothing admitted between
 _log = logging.getLogger("quota")
 
 
@@ -344,11 +345,19 @@ class Quota:
         try:
             reply, at_ms = await self._asker.read(user, now_ms)
             rules = await self._asker.rules_for(user)
-            try:
-                stored = await self._loader.explain(self._asker.keys, user, name, now_ms=at_ms)
-            except QuotaUnavailableError as error:
-                _log.warning("explained without what is stored: %s", error)
-                stored = None
+            for _ in range(_SAME_TRIES_MAX):
+                before, before_ms = reply, at_ms
+                try:
+                    stored = await self._loader.explain(
+                        self._asker.keys, user, name, now_ms=before_ms
+                    )
+                except QuotaUnavailableError as error:
+                    _log.warning("explained without what is stored: %s", error)
+                    stored = None
+                    break
+                reply, at_ms = await self._asker.read(user, now_ms)
+                if reply[1:] == before[1:]:
+                    break  # else something was admitted between the two, and would show as drift
         except RedisError as error:
             raise QuotaUnavailableError(str(error)) from error
         return explanation_of(reply, rules, stored, name, at_ms=at_ms)

@@ -40,6 +40,7 @@ REFUSALS: dict[str, type[QuotaError]] = {
 REQUESTS_MAX = 10_000  # waiting; older ones fall off, their askers ask again
 REQUEST_TTL_S = 60  # after which nobody waits any more
 _USERS_MAX = 500  # in one request
+_REFUND_S_MIN = 12.0  # a user may have to stand still for one, until the log is applied
 _SLACK_S = 0.5  # the wait is Redis' own; this is for a Redis that does not come back from it
 
 
@@ -150,7 +151,10 @@ class RequestLoader:
             "refund_id": refund_id,
             "now_ms": now_ms,
         }
-        return _answered(await self._request(keys, {"refund": asked}, withdraw=True))
+        timeout_s = max(self._timeout_s, _REFUND_S_MIN)
+        return _answered(
+            await self._request(keys, {"refund": asked}, withdraw=True, timeout_s=timeout_s)
+        )
 
     async def explain(self, keys: Keys, user: User, feature: str, *, now_ms: int) -> dict[str, Any]:
         """Ask a worker what is stored; see `Loader.explain`.
@@ -182,32 +186,38 @@ class RequestLoader:
                 del self._asked[name, kind]
 
     async def _request(
-        self, keys: Keys, request: dict[str, Any], *, withdraw: bool = False
+        self,
+        keys: Keys,
+        request: dict[str, Any],
+        *,
+        withdraw: bool = False,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
+        timeout_s = timeout_s or self._timeout_s
         try:
-            async with asyncio.timeout(self._timeout_s + _SLACK_S):
-                return await self._asked_and_answered(keys, request, withdraw=withdraw)
+            async with asyncio.timeout(timeout_s + _SLACK_S):
+                return await self._asked_and_answered(
+                    keys, request, withdraw=withdraw, timeout_s=timeout_s
+                )
         except TimeoutError:
-            raise QuotaUnavailableError(
-                f"Redis did not answer within {self._timeout_s} s"
-            ) from None
+            raise QuotaUnavailableError(f"Redis did not answer within {timeout_s} s") from None
 
     async def _asked_and_answered(
-        self, keys: Keys, request: dict[str, Any], *, withdraw: bool
+        self, keys: Keys, request: dict[str, Any], *, withdraw: bool, timeout_s: float
     ) -> dict[str, Any]:
         reply_key = keys.reply_of(uuid4().hex)
         text = json.dumps({**request, "reply": reply_key})
         await self._redis.lpush(keys.loads, text)
         await self._redis.ltrim(keys.loads, 0, REQUESTS_MAX - 1)
         await self._redis.expire(keys.loads, REQUEST_TTL_S)
-        found = await self._redis.blpop([reply_key], timeout=self._timeout_s)
+        found = await self._redis.blpop([reply_key], timeout=timeout_s)
         if found is None:
             if (
                 withdraw
             ):  # a worker that comes later shall not do what the caller was told was not done
                 await self._redis.lrem(keys.loads, 1, text)
             raise QuotaUnavailableError(
-                f"no worker answered a request within {self._timeout_s} s: is `python -m worker` running?"
+                f"no worker answered a request within {timeout_s} s: is `python -m worker` running?"
             )
         answer: dict[str, Any] = json.loads(found[1])
         if "error" in answer:

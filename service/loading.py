@@ -85,7 +85,14 @@ class DatabaseLoader:
     async def load_shard(self, keys: Keys, shard: ShardKeys) -> None:
         """Bring the shard's epoch and rules into Redis."""
         with _outages_told():
-            await mend_shard(self._database, self._redis, keys, shard, dedupe_ms=self._dedupe_ms)
+            await mend_shard(
+                self._database,
+                self._redis,
+                keys,
+                shard,
+                dedupe_ms=self._dedupe_ms,
+                late_ms=self._late_ms,
+            )
 
     async def refund(
         self,

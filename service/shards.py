@@ -68,7 +68,13 @@ async def shard_is_sound(redis: Client, shard: ShardKeys, *, epoch: int, positio
 
 
 async def mend_shard(
-    database: Database, redis: Client, keys: Keys, shard: ShardKeys, *, dedupe_ms: int
+    database: Database,
+    redis: Client,
+    keys: Keys,
+    shard: ShardKeys,
+    *,
+    dedupe_ms: int,
+    late_ms: int,
 ) -> bool:
     """Put the shard into a new epoch if Redis does not stand on the stored one; whether it did not.
 
@@ -98,7 +104,7 @@ async def mend_shard(
                 )
                 mended = True
         if mended:
-            begin = [epoch, position, len(keys.shards), dedupe_ms, row["lines_applied"]]
+            begin = [epoch, position, len(keys.shards), dedupe_ms, row["lines_applied"], late_ms]
             await caller.call(script("begin"), [shard.log, shard.meta, shard.tallies], begin)
             log = _log.info if epoch == 1 else _log.warning  # the first one is no loss
             log("shard.epoch_begun", shard=shard.index, epoch=epoch, position=position)

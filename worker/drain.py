@@ -87,7 +87,12 @@ class Drain:
                 self._redis, shard, epoch=row["epoch"], position=row["last_entry_id"]
             )
             if not sound and await mend_shard(
-                self._database, self._redis, self._keys, shard, dedupe_ms=self._dedupe_ms
+                self._database,
+                self._redis,
+                self._keys,
+                shard,
+                dedupe_ms=self._dedupe_ms,
+                late_ms=self._late_grace_ms,
             ):
                 self._metrics.epochs.inc()
             try:
