@@ -39,13 +39,11 @@ class Counters:
         return Window(at_ms, at_ms + 1000 * int(per.partition(":")[2]))
 
     def is_open(self, feature: str, per: str, at_ms: int) -> bool:
-        """Whether the window runs already: one of seconds does while something counts in it."""
-        if per in CALENDAR_PERIODS:
-            return True
+        """Whether the window runs already: one of seconds does from its first use on."""
         opened = self._opened.get((feature, per))
-        if opened is None or opened.end_ms is None or at_ms >= opened.end_ms:
-            return False
-        return self._used.get((feature, (per, opened.start_ms)), 0) > 0
+        return per in CALENDAR_PERIODS or (
+            opened is not None and opened.end_ms is not None and at_ms < opened.end_ms
+        )
 
     def state(self, feature: str, limit: Limit, window: Window) -> LimitState:
         """*limit* on *feature* and what is used of it in *window*."""

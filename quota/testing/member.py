@@ -283,12 +283,11 @@ class Member:
         return decision
 
     def commit(self, given: Given, amount: int, *, now_ms: int) -> Decision | None:
-        """Settle an open hold for *amount* units; a denial of what is more than held leaves it open."""
+        """Settle an open hold for *amount* units; the denial of what is more than held leaves it open."""
         hold, (use,), (record,) = given.hold, given.uses, given.records
         assert hold is not None
         cost = cost_of_units(*hold.price, amount=amount)
         surplus = replace(record, amount=amount - use.amount) if amount > use.amount else None
-        decision = None
         if surplus is not None:
             decision = self.decide(surplus, now_ms=now_ms, cost=cost - use.cost)
             if not decision:
@@ -304,7 +303,7 @@ class Member:
             self.counters.give_back(use.feature, use.amount - amount, use.places)
             use.amount, use.cost = amount, cost
             self._drop_unused(given)
-        return decision
+        return None
 
     def give_up(self, given: Given, status: str) -> None:
         """End an open hold without use: all of it goes back."""

@@ -150,8 +150,8 @@ class InMemoryQuota(Installation):
         member, given, hold = self._held(user_id, hold_id, now_ms)
         actual = given.records[0].amount if amount is None else _committed(amount)
         if hold.status == OPEN:
-            decision = member.commit(given, actual, now_ms=now_ms)
-            return _settlement(given, hold, replayed=False, decision=decision)
+            denial = member.commit(given, actual, now_ms=now_ms)
+            return _settlement(given, hold, replayed=False, decision=denial)
         return _settlement(given, hold, replayed=True)
 
     async def release(

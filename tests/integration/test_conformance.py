@@ -153,7 +153,6 @@ class Run:
     async def start(self) -> None:
         await self.real.put_tiers(self.document, at=START)
         await self._both("set_user", timezone=self.zone, anchor=START)
-        await self._both("check", feature="a", key="first")
 
     async def take(self, number: int, one: dict[str, Any]) -> None:
         # A millisecond each: of two grants made at once, which one pays is a matter of random ids.
