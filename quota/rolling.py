@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quota.held import FIELD, Held
-from quota.period import CALENDAR_PERIODS
 from quota.rules import per_code
 from quota.standing import Profile, read_counters, standing_fields
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Rolled", "account_at", "held_of", "rolled"]
 
 COUNTED = (b"f:", b"p:")  # fields of counters: of the running periods, and of those before
-_CLOSED_MS = 1  # the end of a window of so many seconds that nobody has opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +106,6 @@ def _without(line: bytes, held: Held) -> bytes:
     counters = read_counters(line)
     for per, end_ms, used in counters:
         counted = held.ends.get(per) == end_ms
-        left = max(0, used - held.amount) if counted else used
-        closed = counted and not left and per not in CALENDAR_PERIODS
-        numbers += (_CLOSED_MS if closed else end_ms, left)
+        numbers += (end_ms, max(0, used - held.amount) if counted else used)
     sign = ",".join(per_code(per) for per, _, _ in counters)
     return sign.encode() + b"|" + struct.pack(f"<{len(numbers)}d", *numbers)

@@ -318,7 +318,7 @@ def test_units_of_two_holds_leave_together():
     assert read_counters(_of(new.fields[b"f:tokens"]))[0] == ("day", 500, 1)
 
 
-def test_a_window_in_which_nothing_counts_any_more_opens_anew():
+def test_a_window_that_was_opened_stays_open_when_nothing_counts_in_it_any_more():
     fields, profile_text = stored(
         account_of(),
         [held(ends={"window:300": 700})],
@@ -327,7 +327,7 @@ def test_a_window_in_which_nothing_counts_any_more_opens_anew():
 
     new = rolled(fields, profile_text, at_ms=START_MS + HOUR_MS)
 
-    assert read_counters(_of(new.fields[b"f:tokens"]))[1] == ("window:300", 1, 0)
+    assert read_counters(_of(new.fields[b"f:tokens"]))[1] == ("window:300", 700, 0)
 
 
 def test_a_feature_that_has_no_counters_is_left_alone():
