@@ -25,11 +25,13 @@ from quota.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from quota.keys import Keys, ShardKeys
     from quota.scripts import Client
     from quota.values import User
 
-__all__ = ["REFUSALS", "Loader", "RequestLoader", "refusal_of"]
+__all__ = ["REFUSALS", "LoadGroups", "Loader", "RequestLoader", "refusal_of"]
 
 # What a request can be refused with; each takes the arguments it was made with.
 REFUSALS: dict[str, type[QuotaError]] = {
@@ -40,7 +42,8 @@ REFUSALS: dict[str, type[QuotaError]] = {
 REQUESTS_MAX = 10_000  # waiting; older ones fall off, their askers ask again
 REQUEST_TTL_S = 60  # after which nobody waits any more
 _USERS_MAX = 500  # in one request
-_REFUND_S_MIN = 12.0  # a user may have to stand still for one, until the log is applied
+REFUND_TIMEOUT_S = 12.0  # a user may have to stand still for one, until the log is applied
+_WAIT_S_MAX = 2.0  # of one blocking read: a client's socket may time out after five
 _SLACK_S = 0.5  # the wait is Redis' own; this is for a Redis that does not come back from it
 
 
@@ -90,15 +93,78 @@ def _plain(argument: object) -> object:
     return argument if argument is None or isinstance(argument, (str, int)) else repr(argument)
 
 
-class RequestLoader:
-    """Asks a worker through Redis, and waits at most *timeout_s*."""
+_Kind = tuple[int, int, bool]  # of a load: shard, now_ms, late
 
-    def __init__(self, redis: Client, *, timeout_s: float) -> None:
+
+class LoadSome(Protocol):
+    """Brings users of one shard into Redis, and answers those that do not exist."""
+
+    async def __call__(
+        self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int, late: bool
+    ) -> list[User]: ...
+
+
+class LoadGroups:
+    """Has users that are missed at the same time loaded together, and each of them once.
+
+    *load* brings some users of a shard into Redis, and answers those that do not exist.
+    """
+
+    def __init__(self, load: LoadSome) -> None:
+        self._load = load
+        self._asked: dict[tuple[str, _Kind], asyncio.Future[bool]] = {}
+        self._next: dict[_Kind, list[User]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def join(self, keys: Keys, user: User, *, now_ms: int, late: bool) -> bool:
+        """Join the load that is under way for this user, else the next one of the shard; False: no such user.
+
+        Raises:
+            QuotaError: the load failed.
+        """
+        kind = (keys.shard_of(user.id).index, now_ms, late)
+        future = self._asked.get((user.text, kind))
+        if future is None:
+            loop = asyncio.get_running_loop()
+            future = self._asked[user.text, kind] = loop.create_future()
+            group = self._next.setdefault(kind, [])
+            group.append(user)
+            if len(group) == 1:
+                task = loop.create_task(self._load_group(keys, kind))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(future)
+
+    async def _load_group(self, keys: Keys, kind: _Kind) -> None:
+        users = self._next.pop(kind)
+        shard, now_ms, late = kind
+        for start in range(0, len(users), _USERS_MAX):
+            some = users[start : start + _USERS_MAX]
+            futures = {user.text: self._asked[user.text, kind] for user in some}
+            try:
+                unknown = await self._load(keys, keys.shards[shard], some, now_ms=now_ms, late=late)
+            except Exception as error:  # the edge of a task: whoever waits has to learn of it
+                for future in futures.values():
+                    future.set_exception(QuotaUnavailableError(str(error)))
+                    future.exception()  # a caller that gave up does not read it
+            else:
+                gone = {user.text for user in unknown}
+                for name, future in futures.items():
+                    future.set_result(name not in gone)
+            for user in some:
+                del self._asked[user.text, kind]
+
+
+class RequestLoader:
+    """Asks a worker through Redis, and waits at most *timeout_s*, for a refund *refund_timeout_s*."""
+
+    def __init__(
+        self, redis: Client, *, timeout_s: float, refund_timeout_s: float = REFUND_TIMEOUT_S
+    ) -> None:
         self._redis = redis
         self._timeout_s = timeout_s
-        self._asked: dict[tuple[str, _Kind], asyncio.Future[bool]] = {}
-        self._next: dict[tuple[int, _Kind], list[User]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._refund_timeout_s = refund_timeout_s
+        self._groups = LoadGroups(self._load_some)
 
     async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
         """Join the request that is under way for this user, else the next one of the shard.
@@ -106,19 +172,7 @@ class RequestLoader:
         Raises:
             QuotaUnavailableError: no worker answered in time.
         """
-        kind = (now_ms, late)
-        future = self._asked.get((user.text, kind))
-        if future is None:
-            loop = asyncio.get_running_loop()
-            future = self._asked[user.text, kind] = loop.create_future()
-            shard = keys.shard_of(user.id).index
-            group = self._next.setdefault((shard, kind), [])
-            group.append(user)
-            if len(group) == 1:
-                task = loop.create_task(self._ask_for_group(keys, shard, kind))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(future)
+        return await self._groups.join(keys, user, now_ms=now_ms, late=late)
 
     async def load_shard(self, keys: Keys, shard: ShardKeys) -> None:
         """Ask for the epoch and the rules of *shard*.
@@ -151,10 +205,9 @@ class RequestLoader:
             "refund_id": refund_id,
             "now_ms": now_ms,
         }
-        timeout_s = max(self._timeout_s, _REFUND_S_MIN)
-        return _answered(
-            await self._request(keys, {"refund": asked}, withdraw=True, timeout_s=timeout_s)
-        )
+        request = {"refund": asked}
+        answer = await self._request(keys, request, withdraw=True, timeout_s=self._refund_timeout_s)
+        return _answered(answer)
 
     async def explain(self, keys: Keys, user: User, feature: str, *, now_ms: int) -> dict[str, Any]:
         """Ask a worker what is stored; see `Loader.explain`.
@@ -165,25 +218,13 @@ class RequestLoader:
         asked = {"user": user.text, "feature": feature, "now_ms": now_ms}
         return _answered(await self._request(keys, {"explain": asked}, withdraw=True))
 
-    async def _ask_for_group(self, keys: Keys, shard: int, kind: _Kind) -> None:
-        users = self._next.pop((shard, kind))
-        now_ms, late = kind
-        for start in range(0, len(users), _USERS_MAX):
-            names = [user.text for user in users[start : start + _USERS_MAX]]
-            futures = {name: self._asked[name, kind] for name in names}
-            request = {"shard": shard, "users": names, "now_ms": now_ms, "late": late}
-            try:
-                answer = await self._request(keys, request)
-            except Exception as error:  # the edge of a task: whoever waits has to learn of it
-                for future in futures.values():
-                    future.set_exception(QuotaUnavailableError(str(error)))
-                    future.exception()  # a caller that gave up does not read it
-            else:
-                unknown = set(answer["unknown"])
-                for name, future in futures.items():
-                    future.set_result(name not in unknown)
-            for name in names:
-                del self._asked[name, kind]
+    async def _load_some(
+        self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int, late: bool
+    ) -> list[User]:
+        names = [user.text for user in users]
+        request = {"shard": shard.index, "users": names, "now_ms": now_ms, "late": late}
+        unknown = set((await self._request(keys, request))["unknown"])
+        return [user for user in users if user.text in unknown]
 
     async def _request(
         self,
@@ -210,7 +251,11 @@ class RequestLoader:
         await self._redis.lpush(keys.loads, text)
         await self._redis.ltrim(keys.loads, 0, REQUESTS_MAX - 1)
         await self._redis.expire(keys.loads, REQUEST_TTL_S)
-        found = await self._redis.blpop([reply_key], timeout=timeout_s)
+        found, waited_s = None, 0.0
+        while found is None and waited_s < timeout_s:
+            wait_s = min(timeout_s - waited_s, _WAIT_S_MAX)
+            found = await self._redis.blpop([reply_key], timeout=wait_s)
+            waited_s += wait_s
         if found is None:
             if (
                 withdraw
@@ -232,6 +277,3 @@ def _answered(answer: dict[str, Any]) -> dict[str, Any]:
         raise REFUSALS.get(refused["code"], QuotaUnavailableError)(*refused["args"])
     found: dict[str, Any] = answer["answer"]
     return found
-
-
-_Kind = tuple[int, bool]  # of a load: now_ms, late

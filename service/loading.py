@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from quota.errors import QuotaUnavailableError
+from quota.loading import LoadGroups
 from quota.scripts import ScriptCaller, script
 from quota.values import instant_of
 from service.changes import Stores
@@ -75,12 +76,11 @@ class DatabaseLoader:
         self._dedupe_ms = dedupe_ms
         self._late_ms = late_ms
         self._settle = settle
+        self._groups = LoadGroups(self._load_told)
 
     async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
         """Bring *user* into Redis; False: there is no such user. See `quota.loading.Loader`."""
-        shard = keys.shard_of(user.id)
-        with _outages_told():
-            return not await self.load_users(keys, shard, [user], now_ms=now_ms, late=late)
+        return await self._groups.join(keys, user, now_ms=now_ms, late=late)
 
     async def load_shard(self, keys: Keys, shard: ShardKeys) -> None:
         """Bring the shard's epoch and rules into Redis."""
@@ -175,6 +175,12 @@ class DatabaseLoader:
             return unknown
         finally:
             await caller.close()
+
+    async def _load_told(
+        self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int, late: bool
+    ) -> list[User]:
+        with _outages_told():
+            return await self.load_users(keys, shard, users, now_ms=now_ms, late=late)
 
     async def _rules(self) -> Rules:
         rules = await stored_rules(self._database)

@@ -67,7 +67,7 @@ async def test_what_a_worker_refuses_is_raised_as_if_it_were_refused_here(deps: 
 
 async def test_a_refund_that_no_worker_took_is_not_made_by_one_that_comes_later(deps: Deps) -> None:
     await deps.quota.consume("user-1", "event", 5, key="k")
-    loader = RequestLoader(deps.redis, timeout_s=0.2)
+    loader = RequestLoader(deps.redis, timeout_s=0.2, refund_timeout_s=0.2)
     with pytest.raises(QuotaUnavailableError, match="no worker answered"):
         await loader.refund(deps.keys, USER, "k", amount=None, refund_id=None, now_ms=0)
 
