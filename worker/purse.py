@@ -174,8 +174,12 @@ class Purse:
 def _grants_of(user_id: UUID, member: Member, at_ms: int) -> tuple[Sequence[Grant], Grant | None]:
     """The grants as the rules have them, and the tier's allowance where it has no row yet."""
     tier = member.tier
-    if (tier is None or tier.allowance is None) and not any(one.every for one in member.grants):
-        return member.grants, None
+    if tier is None or tier.allowance is None:
+        for grant in member.grants:  # by hand: this is asked of everybody who pays
+            if grant.every is not None:
+                break
+        else:
+            return member.grants, None
     id_ = allowance_id(user_id)
     stored = next((grant for grant in member.grants if grant.id == id_), None)
     allowance = allowance_grant(
