@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # Each command is a process that begins with the imports done: they take longer than all the rest.
 FORKER = """
 import json, os, sys
-import cli.balance, cli.grant, cli.main, cli.migrate, cli.tiers, cli.user
+import cli.balance, cli.grant, cli.main, cli.migrate, cli.refund, cli.reset, cli.tiers, cli.user, cli.void
 for line in sys.stdin:
     ask = json.loads(line)
     if not (child := os.fork()):
@@ -278,6 +278,92 @@ async def test_an_explanation_shows_limits_grants_movements_and_redis_beside_pos
     assert "PostgreSQL + log" in shown
 
 
+async def use(redis_url: str, prefix: str, amount: int, key: str) -> None:
+    """Have user `u` use so much, in the log only: no worker runs."""
+    async with Quota.from_url(redis_url, prefix=prefix) as quota:
+        assert await quota.consume("u", "image", amount, key=key)
+
+
+async def test_a_void_applies_the_log_itself_and_is_safe_to_repeat(with_tiers, redis_url, prefix):
+    with_tiers("grant", "u", "20", "--id", "g")
+    with_tiers("balance", "u")
+    await use(redis_url, prefix, 4, "k")
+
+    first = with_tiers("void", "u", "g", "--json").answer
+    again = with_tiers("void", "u", "g").out
+
+    assert (first["user"], first["grant"], first["voided"], first["note"]) == ("u", "g", "14", None)
+    assert again.startswith("voided: 0 credits of g: it was voided at ")
+    assert with_tiers("balance", "u", "--json").answer["credits"] == "0"
+
+
+async def test_a_refund_gives_back_what_was_paid_and_says_what_it_could_not(
+    with_tiers, redis_url, prefix
+):
+    with_tiers("grant", "u", "3", "--id", "first")
+    with_tiers("grant", "u", "20", "--id", "second", "--priority", "2")
+    with_tiers("balance", "u")
+    await use(redis_url, prefix, 6, "k")
+
+    part = with_tiers("refund", "u", "k", "--amount", "1", "--id", "r", "--json").answer
+    again = with_tiers("refund", "u", "k", "--amount", "1", "--id", "r", "--json").answer
+    with_tiers("void", "u", "first")
+    rest = with_tiers("refund", "u", "k").out
+
+    assert (part["amount"], part["credits"], part["due"]) == (1, "1.5", "1.5")
+    assert again == {**part, "replayed": True}
+    assert rest.startswith("refunded: 5 units of k, 4.5 credits: a grant that paid is over")
+    balance = with_tiers("balance", "u", "--json").answer
+    assert (balance["credits"], balance["limits"]["image/day"]["used"]) == ("20", 0)
+
+
+def test_a_reset_says_what_rolled_over(with_tiers):
+    with_tiers("grant", "u", "20", "--min-rollover", "1", "--max-rollover", "7.5")
+    with_tiers("grant", "u", "2", "--every", "month")
+
+    answer = with_tiers("reset", "u", "--json").answer
+    shown = with_tiers("reset", "u", "--preserve-overage").out
+
+    assert (answer["lapsed"], answer["credits"], answer["overage"]) == ("14.5", "7.5", "0")
+    assert "credits   7.5" in shown
+
+
+def test_a_recurring_grant_is_told_with_how_often(with_tiers):
+    answer = with_tiers(
+        "grant", "u", "5", "--every", "week", "--max-rollover", "2", "--json"
+    ).answer
+    shown = with_tiers("grant", "u", "5", "--every", "day").out
+
+    assert (answer["every"], answer["min_rollover"], answer["max_rollover"]) == ("week", "0", "2")
+    assert "5 credits every day" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "field"),
+    [
+        (["void", "u", "nothing"], "unknown_grant", "grant"),
+        (["refund", "u", "nothing"], "unknown_key", "key"),
+        (["void", "nobody", "g"], "unknown_user", "user"),
+        (["refund", "nobody", "k"], "unknown_user", "user"),
+        (["reset", "nobody"], "unknown_user", "user"),
+        (["void", "u", ""], "invalid_value", "grant"),
+        (["refund", "u", ""], "invalid_value", "key"),
+        (["refund", "u", "k", "--amount", "0"], "invalid_value", "amount"),
+        (["refund", "u", "k", "--amount", "-1"], "invalid_value", "amount"),
+        (["refund", "u", "k", "--amount", "1.5"], "invalid_value", "amount"),
+        (["refund", "u", "k", "--amount", "9" * 5000], "invalid_value", "amount"),
+        (["refund", "u", "k", "--id", ""], "invalid_value", "refund_id"),
+    ],
+)
+def test_what_can_not_be_taken_back_is_told_with_its_code(with_tiers, words, code, field):
+    with_tiers("grant", "u", "5", "--id", "g")
+
+    error = with_tiers(*words, "--json").error
+
+    assert (error["code"], error["field"]) == (code, field)
+    assert with_tiers("balance", "u", "--json").answer["credits"] == "5"
+
+
 def test_looking_at_a_user_makes_none(with_tiers):
     error = with_tiers("balance", "nobody", "--json").error
     again = with_tiers("balance", "nobody").err
@@ -305,6 +391,13 @@ def test_a_user_is_made_and_changed_field_by_field(with_tiers):
         (["grant", "u", "5", "--priority", "-1"], "priority"),
         (["grant", "u", "5", "--priority", "9007199254740992"], "priority"),
         (["grant", "u", "5", "--expires-at", "2001-01-01T00:00:00Z"], "expires_at"),
+        (["grant", "u", "5", "--expires-at", "9999-01-01T00:00:00Z"], "expires_at"),
+        (["grant", "u", "5", "--effective-at", "1960-01-01T00:00:00Z"], "effective_at"),
+        (["grant", "u", "5", "--every", "year"], "every"),
+        (["grant", "u", "5", "--min-rollover", "2", "--max-rollover", "1"], "min_rollover"),
+        (["grant", "u", "5", "--max-rollover", "-1"], "max_rollover"),
+        (["user", "set", "u", "--anchor", "1960-01-01T00:00:00Z"], "anchor"),
+        (["user", "set", "u", "--anchor", "9999-01-01T00:00:00Z"], "anchor"),
         (["grant", b"\xff\xfe", "5"], "user"),
         (["balance", "u", "--server", "x"], "--server"),
         (["explain", "u", "No Feature"], "feature"),
