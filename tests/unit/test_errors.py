@@ -9,6 +9,9 @@ from quota.errors import (
     KeyConflictError,
     QuotaError,
     QuotaUnavailableError,
+    UnknownGrantError,
+    UnknownHoldError,
+    UnknownKeyError,
     UnknownUserError,
 )
 
@@ -19,6 +22,9 @@ from quota.errors import (
         (QuotaUnavailableError(), "unavailable"),
         (KeyConflictError("job-1"), "key_conflict"),
         (UnknownUserError("u"), "unknown_user"),
+        (UnknownHoldError("h"), "unknown_hold"),
+        (UnknownKeyError("k"), "unknown_key"),
+        (UnknownGrantError("g"), "unknown_grant"),
         (InvalidValueError("amount", -3, "an integer"), "invalid_value"),
     ],
 )
@@ -52,6 +58,22 @@ def test_a_key_conflict_and_an_unknown_user_name_theirs():
     assert KeyConflictError("job-1").key == "job-1"
     assert "'u-9'" in str(UnknownUserError("u-9"))
     assert UnknownUserError("u-9").user_id == "u-9"
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (UnknownHoldError, "no hold 'x-1'"),
+        (UnknownKeyError, "no record with the key 'x-1'"),
+        (UnknownGrantError, "no grant 'x-1'"),
+    ],
+)
+def test_what_is_unknown_is_named(
+    kind: type[UnknownHoldError | UnknownKeyError | UnknownGrantError], message: str
+):
+    assert str(kind("x-1")) == message
+    assert kind("x-1").name == "x-1"
+    assert len(str(kind("x" * 10_000_000))) < 120
 
 
 def nested(levels: int) -> object:

@@ -13,11 +13,13 @@ from quota.errors import InvalidValueError
 from quota.period import (
     CALENDAR_PERIODS,
     CYCLE_MONTHS_MAX,
+    RENEWALS,
     Calendar,
     Window,
     parse_cycle_months,
     parse_per,
     parse_timezone,
+    renewal_at,
     window_at,
 )
 from quota.values import instant_ms, instant_of, instant_text
@@ -270,6 +272,84 @@ def test_every_cycle_begins_a_multiple_of_its_months_after_the_anchor(
     calendar = Calendar(anchor_ms=instant_ms(anchor), cycle_months=cycle_months)
 
     assert window_at("cycle", now_ms, calendar) == Window(instant_ms(start), instant_ms(end))
+
+
+# Recurrences
+
+
+FAR = [
+    "1001-01-31T23:59:59.999Z",
+    "1582-10-15T00:00Z",
+    "1969-12-31T23:59Z",
+    "2024-02-29T12:00Z",
+    "2025-01-31T10:00Z",
+    "8998-12-31T23:59:59.999Z",
+]
+
+
+@settings(max_examples=300)
+@given(
+    every=st.sampled_from(RENEWALS),
+    anchor_ms=st.sampled_from([at_ms(text) for text in FAR])
+    | st.integers(at_ms(FAR[0]), at_ms(FAR[-1])),
+    now_ms=instants | st.integers(at_ms(FAR[0]), at_ms(FAR[-1])),
+)
+def test_recurrences_tile_time_whatever_the_anchor(every: str, anchor_ms: int, now_ms: int):
+    window = renewal_at(every, anchor_ms, now_ms)
+
+    assert window.start_ms <= now_ms < ends(window)
+    assert renewal_at(every, anchor_ms, window.start_ms) == window
+    assert renewal_at(every, anchor_ms, ends(window) - 1) == window
+    assert renewal_at(every, anchor_ms, ends(window)).start_ms == ends(window)
+    assert ends(renewal_at(every, anchor_ms, window.start_ms - 1)) == window.start_ms
+
+
+@pytest.mark.parametrize("every", RENEWALS)
+@pytest.mark.parametrize("anchor", FAR)
+def test_a_recurrence_begins_at_the_anchor(every: str, anchor: str):
+    assert renewal_at(every, at_ms(anchor), at_ms(anchor)).start_ms == at_ms(anchor)
+    assert ends(renewal_at(every, at_ms(anchor), at_ms(anchor) - 1)) == at_ms(anchor)
+
+
+def test_months_are_clamped_to_their_last_day_and_do_not_drift():
+    anchor_ms = at_ms("2023-01-31T10:00Z")
+    starts, now_ms = [], anchor_ms
+    for _ in range(15):
+        starts.append(instant_text(now_ms)[:10])
+        now_ms = ends(renewal_at("month", anchor_ms, now_ms))
+
+    assert starts == [
+        "2023-01-31", "2023-02-28", "2023-03-31", "2023-04-30", "2023-05-31",
+        "2023-06-30", "2023-07-31", "2023-08-31", "2023-09-30", "2023-10-31",
+        "2023-11-30", "2023-12-31", "2024-01-31", "2024-02-29", "2024-03-31",
+    ]  # fmt: skip
+
+
+def test_a_leap_day_recurs_on_the_last_of_february():
+    anchor_ms = at_ms("2024-02-29T00:00Z")
+
+    assert texts(renewal_at("month", anchor_ms, at_ms("2025-02-28T00:00Z"))) == (
+        "2025-02-28T00:00:00Z",
+        "2025-03-29T00:00:00Z",
+    )
+
+
+@given(anchor_ms=instants, now_ms=instants)
+def test_months_recur_as_a_cycle_of_one_month(anchor_ms: int, now_ms: int):
+    cycle = window_at("cycle", now_ms, Calendar(anchor_ms=anchor_ms))
+
+    assert renewal_at("month", anchor_ms, now_ms) == cycle
+
+
+@pytest.mark.parametrize(("every", "hours"), [("day", 24), ("week", 168)])
+@given(anchor_ms=instants, now_ms=instants)
+def test_days_and_weeks_are_so_many_hours_from_the_anchor(
+    every: str, hours: int, anchor_ms: int, now_ms: int
+):
+    window = renewal_at(every, anchor_ms, now_ms)
+
+    assert ends(window) - window.start_ms == hours * HOUR_MS
+    assert (window.start_ms - anchor_ms) % (hours * HOUR_MS) == 0
 
 
 # The edge

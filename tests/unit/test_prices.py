@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from quota.errors import InvalidValueError
-from quota.prices import Price, cost_of, parse_price
+from quota.prices import Price, cost_of, cost_of_units, parse_price, unit_of
 from quota.values import AMOUNT_MAX, MICRO, MICRO_MAX
 
 IMAGE = Price(Decimal("1.0"), {"video": Decimal(4)}, {"high": Decimal("2.5")})
@@ -94,6 +94,43 @@ def test_a_cost_is_exact_whatever_the_decimal_context(
         else:
             assert cost(price, amount, "f", "q") == round(exact)
             assert cost(price, amount, "f", "q") == round(exact)  # from the cache
+
+
+@given(decimals | small, decimals | small, st.integers(1, AMOUNT_MAX))
+def test_the_price_of_a_unit_is_exact_reduced_and_enough_for_any_cost(
+    base: Decimal, by_quality: Decimal, amount: int
+):
+    price = Price(base, {}, {"q": by_quality})
+    exact = Fraction(base) * Fraction(by_quality) * MICRO
+
+    with localcontext(prec=2):
+        numerator, denominator = unit_of(price, format="unlisted", quality="q")
+
+    assert (numerator, denominator) == (exact.numerator, exact.denominator)
+    if round(exact * amount) <= MICRO_MAX:
+        assert cost_of_units(numerator, denominator, amount=amount) == cost(
+            price, amount, "unlisted", "q"
+        )
+
+
+def test_a_unit_without_a_price_costs_nothing():
+    assert unit_of(None, format="video", quality=None) == (0, 1)
+    assert unit_of(Price(Decimal(0)), format=None, quality=None) == (0, 1)
+    assert cost_of_units(0, 1, amount=AMOUNT_MAX) == 0
+
+
+@pytest.mark.parametrize(
+    ("amount", "micro"), [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4)]
+)
+def test_a_cost_of_units_is_rounded_half_even(amount: int, micro: int):
+    assert cost_of_units(1, 2, amount=amount) == micro
+
+
+def test_units_that_cost_more_than_anyone_has_are_refused():
+    assert cost_of_units(MICRO_MAX, 1, amount=1) == MICRO_MAX
+
+    with pytest.raises(InvalidValueError, match=r"^amount: .*9007199254\.740991 credits"):
+        cost_of_units(MICRO_MAX, 1, amount=2)
 
 
 @given(small, st.integers(1, 10**6), st.integers(1, 10**6))

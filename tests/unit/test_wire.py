@@ -10,8 +10,24 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quota.rules import Rules
-from quota.values import instant_of, parse_metadata, usage_record
-from quota.wire import CHECK, CONSUME, RECORD, Ask, arguments, decision_of, mark_of
+from quota.values import UsageRecord, instant_of, parse_metadata, usage_record
+from quota.wire import (
+    CHECK,
+    COMMIT,
+    COMMIT_ALL,
+    CONSUME,
+    RECORD,
+    RELEASE,
+    Ask,
+    Ending,
+    Reserving,
+    arguments,
+    decision_of,
+    end_mark_of,
+    ending_line,
+    mark_of,
+    settlement_of,
+)
 from service.usage_log import Entries, Line, decode_entry
 
 NOW_MS = 1_750_000_000_000
@@ -276,3 +292,149 @@ def test_a_key_made_for_the_call_is_looked_up_only_when_it_is_sent_again():
 
     assert made()[4] == 0
     assert made()[4] == 1
+
+
+# Late records
+
+
+def test_a_record_that_occurred_at_some_time_says_so_in_its_verb():
+    occurred = datetime(2025, 1, 1, tzinfo=UTC)
+    for verb in (CONSUME, RECORD, CHECK):
+        asked = ask(verb, **PLAIN, occurred_at=occurred)
+
+        assert asked.word_by(RULES) == f"{verb}@1735689600000"
+        assert asked.verb == verb
+    assert ask(**PLAIN).word_by(RULES) == CONSUME
+
+
+# Holds
+
+PRICED = Rules.from_document(
+    {
+        "default_tier": "t",
+        "features": {"tokens": {"price": "0.0000025", "quality": {"high": "3"}}},
+        "tiers": {
+            "t": {"limits": {"*": {"max": 10, "per": "day"}}},
+            "pro": {"limits": {}, "features": {"tokens": {"price": "0"}}},
+        },
+    }
+)
+
+
+def reserving(*, ttl_ms: int = 60_000, repeatable: bool = True, **fields: Any) -> Reserving:
+    return Reserving(
+        usage_record(now_ms=NOW_MS, **PLAIN | fields), ttl_ms=ttl_ms, repeatable=repeatable
+    )
+
+
+def ending(op: str, amount: int = 3, *, cost: int = 0, key: str = "k-1") -> Ending:
+    record = usage_record(now_ms=NOW_MS, **PLAIN)
+    return Ending(op, UsageRecord(record.user, record.feature, amount, key), cost=cost)
+
+
+def test_a_reserve_says_how_long_at_which_price_and_which_hold():
+    assert reserving().word_by(PRICED) == "h60000;5/2,pro=0/1,;k-1"
+    assert reserving(quality="high").word_by(PRICED) == "h60000;15/2,pro=0/1,;k-1"
+    assert reserving(feature="other").word_by(PRICED) == "h60000;0/1;k-1"
+
+
+@pytest.mark.parametrize("key", [*EXOTIC, "a;b", "h1;2;3", ";"])
+def test_the_key_of_a_hold_is_the_rest_of_the_word(key: str):
+    word = reserving(key=key).word_by(PRICED)
+
+    assert word.split(";", 2)[2] == key
+    assert ending(COMMIT, key=key).word_by(PRICED) == "sc" + key
+
+
+def test_a_hold_of_another_ttl_or_a_consume_is_another_payload_of_the_key():
+    prints = {
+        reserving().fingerprint,
+        reserving(ttl_ms=1_000).fingerprint,
+        ask(**PLAIN).fingerprint,
+    }
+
+    assert len(prints) == 3
+    assert reserving().fingerprint == reserving().fingerprint
+    assert reserving().mark == ask(**PLAIN).mark
+
+
+def test_a_hold_is_logged_as_a_consume_is():
+    assert reserving().lines == ask(**PLAIN).lines
+
+
+@pytest.mark.parametrize(
+    ("op", "word"), [(COMMIT, "sck-1"), (COMMIT_ALL, "sak-1"), (RELEASE, "srk-1")]
+)
+def test_an_end_names_its_hold(op: str, word: str):
+    assert ending(op).word_by(PRICED) == word
+    assert ending(op).verb == "s"
+    assert ending(op).repeatable
+
+
+def test_the_ends_of_a_hold_share_a_mark_that_is_not_the_reserves():
+    marks = {ending(op, amount).mark for op in (COMMIT, COMMIT_ALL, RELEASE) for amount in (0, 3)}
+
+    assert marks == {end_mark_of(ending(COMMIT).user_id, "k-1")}
+    assert reserving().mark not in marks
+    assert ending(COMMIT, key="k-2").mark not in marks
+
+
+def test_the_cost_of_an_end_is_by_the_price_of_its_reserve():
+    users: dict[UUID, int] = {}
+
+    head = arguments(
+        [reserving(), ending(COMMIT, 2, cost=7)],
+        PRICED,
+        shards=8,
+        now_ms=NOW_MS,
+        users=users,
+        place=8,
+    )
+
+    one, other = reserving(), ending(COMMIT, 2)
+    assert head == [
+        NOW_MS, 0, 8, 2, 2, one.mark, other.mark, 1, 2,
+        1, 8, "h60000;5/2,pro=0/1,;k-1", "tokens", 3, "8,pro=0,", one.fingerprint, one.lines[0],
+        1, 8, "sck-1", "tokens", 2, "7", other.fingerprint, other.lines[0],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["k-1", *EXOTIC])
+def test_the_line_of_an_end_is_that_of_a_release(key: str):
+    released = ending(RELEASE, 0, key=key)
+
+    line = ending_line(released.records[0].user, "tokens", key)
+
+    assert line == released.lines[0]
+    assert json.loads(line) == ["user-1", "tokens", 0, key, 0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "amount", "cost", "replayed"),
+    [
+        (b"committed;3;18", "committed", 3, 18, False),
+        (b"=committed;3;18", "committed", 3, 18, True),
+        (b"committed;0;0", "committed", 0, 0, False),
+        (b"released;0;0", "released", 0, 0, False),
+        (b"=released;0;0", "released", 0, 0, True),
+        (b"=expired;0;0", "expired", 0, 0, True),
+        (b"committed;9007199254740991;9007199254740991", "committed", 2**53 - 1, 2**53 - 1, False),
+    ],
+)
+def test_a_reply_says_how_a_hold_ended(
+    reply: bytes, status: str, amount: int, cost: int, replayed: bool
+):
+    found = settlement_of(reply, ending(COMMIT).records[0], NOW_MS)
+
+    assert (found.hold, found.status, found.decision) == ("k-1", status, None)
+    assert (found.amount, found.cost_micro, found.replayed) == (amount, cost, replayed)
+
+
+def test_a_reply_says_why_the_surplus_of_a_commit_was_denied():
+    found = settlement_of(b"open;2;3;7;5;|", ending(COMMIT, 5).records[0], NOW_MS)
+
+    assert not found
+    assert (found.status, found.amount, found.cost_micro) == ("open", 0, 0)
+    assert found.decision is not None
+    assert (found.decision.code, found.decision.amount) == ("insufficient_credits", 2)
+    assert (found.decision.cost_micro, found.decision.credits_micro) == (7, 5)
