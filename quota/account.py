@@ -171,7 +171,8 @@ class Account:
 
         What happens by itself up to then is taken first; call `advance` before to learn of it.
         """
-        self.advance(at_ms)
+        if self.overage or at_ms >= self._quiet_until_ms:
+            self.advance(at_ms)
         payments, rest = self._pay(cost)
         self.overage += rest
         return payments, rest

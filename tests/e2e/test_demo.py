@@ -256,7 +256,7 @@ async def test_the_audit_sees_units_past_a_hard_limit(postgres_url: str, redis_u
     "statement",
     [
         "UPDATE credit_grants SET left_micro = left_micro - 1",
-        "DELETE FROM credit_entries WHERE id = (SELECT min(id) FROM credit_entries)",
+        "DELETE FROM credit_entries WHERE ctid = (SELECT min(ctid) FROM credit_entries WHERE kind = 'burn')",
         "UPDATE users SET overage_micro = 7",
     ],
 )
