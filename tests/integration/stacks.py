@@ -22,6 +22,7 @@ from quota.testing import InMemoryQuota
 from quota.values import instant_ms, parse_credits, parse_instant, parse_user_id
 from service.changes import Stores
 from service.credits import reset_credits, void_grant
+from service.database import statement
 from service.grants import add_grant
 from service.moves import move_user
 from service.staleness import drop_stale_users
@@ -233,3 +234,14 @@ def _differences(found: Answer, expected: Answer) -> list[str]:
         for name in {**found, **expected}
         if found.get(name) != expected.get(name)
     ]
+
+
+async def imbalance(deps: Deps, user: str, *, now: datetime) -> int:
+    """Micro-credits by which granted and what became of it differ (DESIGN 5), after all was applied."""
+    async with deps.database.connection() as connection:
+        row = await connection.fetchrow(
+            statement("cli.replay", "credits"), parse_user_id(user).id, now
+        )
+    assert row is not None, "it sums, so it always has a row"
+    spent = sum(row[part] for part in ("burnt", "left", "held", "expired", "voided"))
+    return int(row["granted"] - spent + row["overage"])
