@@ -30,7 +30,7 @@ class CreditGrant(SQLModel, table=True):
     __table_args__ = (
         UniqueConstraint("user_id", "name", name="uq_credit_grants_user_name"),
         CheckConstraint(
-            "amount_micro >= 0 AND left_micro >= 0",
+            "amount_micro >= 0 AND left_micro >= 0 AND overused_micro >= 0",
             name="credit_grants_bounded",
         ),
         CheckConstraint(
@@ -60,6 +60,7 @@ class CreditGrant(SQLModel, table=True):
     created_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
     every: str | None = Field(default=None, sa_column=label())
     renewed_at: dt.datetime | None = Field(default=None, sa_column=instant(nullable=True))
+    overused_micro: int = Field(default=0, sa_column=bigint(default=0))
     min_rollover_micro: int = Field(default=0, sa_column=bigint(default=0))
     max_rollover_micro: int = Field(default=0, sa_column=bigint(default=0))
 

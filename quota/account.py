@@ -64,12 +64,22 @@ def payments_of(rows: Iterable[Sequence[Any]]) -> list[Payment]:
 class _Pot:
     """A grant, and what of it changes."""
 
-    __slots__ = ("amount", "change", "ends_at_ms", "every", "grant", "left", "renewed_at_ms")
+    __slots__ = (
+        "amount",
+        "change",
+        "ends_at_ms",
+        "every",
+        "grant",
+        "left",
+        "overused",
+        "renewed_at_ms",
+    )
 
     def __init__(self, grant: Grant) -> None:
         self.grant = grant
         self.left = grant.left
         self.amount = grant.amount
+        self.overused = grant.overused
         self.every = grant.every
         self.change = grant.changes_to
         ends_at_ms = grant.ends_at_ms
@@ -105,9 +115,10 @@ class _Pot:
         voided_at_ms = grant.voided_at_ms
         if self.ends_at_ms not in (_NEVER, grant.ends_at_ms):
             voided_at_ms = self.ends_at_ms
-        if (self.left, self.amount, self.every, self.change, voided_at_ms) == (
+        if (self.left, self.amount, self.overused, self.every, self.change, voided_at_ms) == (
             grant.left,
             grant.amount,
+            grant.overused,
             grant.every,
             grant.changes_to,
             grant.voided_at_ms,
@@ -117,6 +128,7 @@ class _Pot:
             grant,
             left=self.left,
             amount=self.amount,
+            overused=self.overused,
             every=self.every,
             changes_to=self.change,
             voided_at_ms=voided_at_ms,
@@ -218,6 +230,7 @@ class Account:
         for grant_id, paid in reversed(payments):
             part = min(amount, paid)
             amount -= part
+            part -= self._taken_off_overused(grant_id, part)
             returned = self._return(Payment(grant_id, min(part, self._room_of(grant_id))))
             if returned:
                 moves.append(Move("returned", grant_id, returned, self.at_ms))
@@ -308,9 +321,10 @@ class Account:
             changed_at_ms, amount, every = pot.change
             pot.change = None
             self._renew(pot, min(changed_at_ms, last_ms), moves)
-            left = amount - (pot.amount - pot.left)
-            if left < 0:
-                self._keep_of_holds(pot.grant.id, -left)
+            left = amount - (pot.amount - pot.left) - pot.overused
+            before, pot.overused = pot.overused, max(0, -left)
+            if pot.overused > before:
+                self._keep_of_holds(pot.grant.id, pot.overused - before)
             self._set_left(pot, max(0, left), changed_at_ms, moves)
             pot.amount, pot.every = amount, every
             # What was used stays used until the next of the new recurrences.
@@ -324,7 +338,7 @@ class Account:
         start_ms = renewal_at(pot.every, pot.anchor_ms, at_ms).start_ms
         if start_ms <= pot.renewed_at_ms:
             return
-        pot.renewed_at_ms = start_ms
+        pot.renewed_at_ms, pot.overused = start_ms, 0
         self._set_left(pot, pot.amount, start_ms, moves)
         for key, payments in self.holds.items():
             self.holds[key] = [
@@ -407,6 +421,15 @@ class Account:
         if pot is None or pot.every is None:
             return _NEVER
         return max(0, pot.amount - pot.left - self._held_of(grant_id))
+
+    def _taken_off_overused(self, grant_id: UUID | None, amount: int) -> int:
+        """How much of a refund only makes up for use beyond what the grant is of now."""
+        pot = self._by_id.get(grant_id) if grant_id is not None else None
+        if pot is None or not pot.overused:
+            return 0
+        made_up = min(amount, pot.overused)
+        pot.overused -= made_up
+        return made_up
 
     def _forget_overage_of_holds(self) -> None:
         for key, payments in self.holds.items():

@@ -40,6 +40,7 @@ class Grant:
     every: str | None = None
     anchor_ms: int | None = None  # none: effective_at_ms
     renewed_at_ms: int | None = None  # when the recurrence began that `left` belongs to
+    overused: int = 0  # used in this recurrence beyond an amount that became smaller
     # (at_ms, amount, every): from then on it is of another amount; what was used stays used.
     changes_to: tuple[int, int, str] | None = None
 

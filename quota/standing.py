@@ -48,6 +48,7 @@ _GRANT_FIELDS = (
     "every",
     "anchor_ms",
     "renewed_at_ms",
+    "overused",
     "changes_to",
 )
 

@@ -226,7 +226,8 @@ async def _store_grants(connection: asyncpg.Connection[Any], found: StoredAccoun
 
 def _movable(grant: Grant) -> tuple[object, ...]:
     """What of a stored grant can change."""
-    return (grant.amount, grant.left, grant.every, grant.renewed_at_ms, grant.voided_at_ms)
+    shape = (grant.amount, grant.left, grant.every, grant.overused)
+    return (*shape, grant.renewed_at_ms, grant.voided_at_ms)
 
 
 def _movable_row(grant: Grant) -> tuple[object, ...]:
@@ -299,4 +300,5 @@ def stored_grant(row: Any) -> Grant:
         max_rollover=row["max_rollover_micro"],
         every=row["every"],
         renewed_at_ms=row["renewed_at_ms"],
+        overused=row["overused_micro"],
     )

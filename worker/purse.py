@@ -144,9 +144,9 @@ class Purse:
         first = self._allowance
         assert first is not None
         effective_at = instant_at(first.effective_at_ms)
-        _, every, renewed_at = _shape(now)
+        _, every, renewed_at, overused = _shape(now)
         times = (effective_at, instant_at(first.created_at_ms), renewed_at)
-        row = (now.id, now.amount, now.left, *times, every)
+        row = (now.id, now.amount, now.left, *times, every, overused)
         self._batch.allowances.append((self._user_id, *row))
         if first.amount:
             mark = mark_of(self._user_id, f"{first.id}\0granted")
@@ -198,8 +198,8 @@ def _grants_of(user_id: UUID, member: Member, at_ms: int) -> tuple[Sequence[Gran
     return others, allowance
 
 
-def _shape(grant: Grant) -> tuple[int, str | None, Any]:
-    """What of a recurring grant changes besides what is left: amount, how often, since when."""
+def _shape(grant: Grant) -> tuple[int, str | None, Any, int]:
+    """What of a recurring grant changes besides what is left: amount, how often, since when, use beyond it."""
     renewed_ms = grant.renewed_at_ms
     since = instant_at(grant.effective_at_ms if renewed_ms is None else renewed_ms)
-    return grant.amount, grant.every, since
+    return grant.amount, grant.every, since, grant.overused

@@ -69,11 +69,12 @@ def widen_credit_grants() -> None:
     """Let grants recur, and roll over."""
     op.add_column("credit_grants", optional("every", sa.Text()))
     op.add_column("credit_grants", optional("renewed_at", sa.DateTime(timezone=True)))
+    op.add_column("credit_grants", required("overused_micro", sa.BigInteger(), default="0"))
     op.add_column("credit_grants", required("min_rollover_micro", sa.BigInteger(), default="0"))
     op.add_column("credit_grants", required("max_rollover_micro", sa.BigInteger(), default="0"))
     op.drop_constraint("credit_grants_bounded", "credit_grants")
     for name, check in (
-        ("credit_grants_bounded", "amount_micro >= 0 AND left_micro >= 0"),
+        ("credit_grants_bounded", "amount_micro >= 0 AND left_micro >= 0 AND overused_micro >= 0"),
         (
             "credit_grants_rollover_bounded",
             "min_rollover_micro >= 0 AND min_rollover_micro <= max_rollover_micro",
@@ -93,7 +94,8 @@ def narrow_credit_grants() -> None:
         "credit_grants",
         "amount_micro >= 0 AND left_micro BETWEEN 0 AND amount_micro",
     )
-    for name in ("max_rollover_micro", "min_rollover_micro", "renewed_at", "every"):
+    columns = ("max_rollover_micro", "min_rollover_micro", "overused_micro", "renewed_at", "every")
+    for name in columns:
         op.drop_column("credit_grants", name)
 
 

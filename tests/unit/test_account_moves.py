@@ -633,3 +633,37 @@ def test_overage_of_a_hold_that_a_reset_dropped_does_not_come_back():
     assert account.returnable("a") == [(20, False)]
     assert account.settle("a", 5) == ([(None, 5)], [Move("lapsed", None, 15, RESET_MS)])
     assert account.net(at_ms=RESET_MS) == 30
+
+
+@pytest.mark.parametrize("between", [0, 20, 50])
+def test_use_beyond_a_smaller_amount_is_not_forgotten_when_it_grows_again(between: int) -> None:
+    grant = Grant(
+        id=UUID(int=1), amount=100, left=100, effective_at_ms=0, created_at_ms=0, every="month"
+    )
+    account = Account([grant])
+    account.charge(90, at_ms=10)
+    for at_ms, amount in ((20, between), (30, 100)):
+        (now,) = account.grants()
+        account = Account([replace(now, changes_to=(at_ms, amount, "month"))])
+        account.advance(at_ms)
+
+    assert account.net(at_ms=30) == 10
+    month_later_ms = 32 * 86_400_000
+    account.advance(month_later_ms)
+    assert account.net(at_ms=month_later_ms) == 100
+
+
+def test_a_refund_makes_up_for_use_beyond_a_smaller_amount_first() -> None:
+    grant = Grant(
+        id=UUID(int=1), amount=100, left=100, effective_at_ms=0, created_at_ms=0, every="month"
+    )
+    account = Account([grant])
+    account.charge(90, at_ms=10)
+    (now,) = account.grants()
+    account = Account([replace(now, changes_to=(20, 30, "month"))])
+    account.advance(20)
+
+    moves = account.give_back([(grant.id, 90)], 70)
+
+    assert [move.amount for move in moves] == [10]
+    assert account.net(at_ms=20) == 10

@@ -189,7 +189,8 @@ class Stored:
     def _settle(self, user: UUID, batch: Batch) -> None:
         member = self.of[user]
         grants = {one.id: one for one in member.grants}
-        for of, id_, amount, left, effective_at, created_at, renewed_at, every in batch.allowances:
+        for of, id_, amount, left, effective_at, created_at, *rest in batch.allowances:
+            renewed_at, every, overused = rest
             if of == user:
                 assert id_ not in grants
                 grants[id_] = Grant(
@@ -200,14 +201,15 @@ class Stored:
                     effective_at_ms=instant_ms(effective_at),
                     created_at_ms=instant_ms(created_at),
                     renewed_at_ms=instant_ms(renewed_at),
+                    overused=overused,
                 )
         for of, id_, left in batch.grants_left:
             if of == user:
                 grants[id_] = replace(grants[id_], left=left)
-        for of, id_, left, amount, every, since in batch.grants_renewed:
+        for of, id_, left, amount, every, since, overused in batch.grants_renewed:
             if of == user:
                 changes = {"left": left, "amount": amount, "renewed_at_ms": instant_ms(since)}
-                grants[id_] = replace(grants[id_], every=every, **changes)
+                grants[id_] = replace(grants[id_], every=every, overused=overused, **changes)
         for of, overage, at in batch.overages:
             if of == user:
                 member = member._replace(overage=overage, overage_at_ms=instant_ms(at))

@@ -1,8 +1,10 @@
 -- set_grants_renewed: grants that were set back, or are of another amount from now on.
 -- $1 uuid[] users   $2 uuid[] grants   $3 bigint[] micro-credits left   $4 bigint[] amounts   $5 text[] how often
--- $6 timestamptz[] since when
+-- $6 timestamptz[] since when   $7 bigint[] micro-credits used beyond the amount
 UPDATE credit_grants g
-SET left_micro = u.left_micro, amount_micro = u.amount_micro, every = u.every, renewed_at = u.renewed_at
-FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::text[], $6::timestamptz[])
-                    AS u(user_id, id, left_micro, amount_micro, every, renewed_at) ORDER BY 1, 2) u
+SET left_micro = u.left_micro, amount_micro = u.amount_micro, every = u.every, renewed_at = u.renewed_at,
+    overused_micro = u.overused_micro
+FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::text[], $6::timestamptz[],
+                           $7::bigint[])
+                    AS u(user_id, id, left_micro, amount_micro, every, renewed_at, overused_micro) ORDER BY 1, 2) u
 WHERE g.user_id = u.user_id AND g.id = u.id
