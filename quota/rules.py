@@ -18,8 +18,9 @@ from quota.period import parse_per
 from quota.prices import Price, cost_of, parse_price, unit_of
 from quota.values import AMOUNT_MAX, parse_credits, parse_feature, parse_key
 
-__all__ = ["ANY_FEATURE", "UNLIMITED", "Allowance", "Rules", "Tier"]
+__all__ = ["ANY_FEATURE", "LINES_FORM", "UNLIMITED", "Allowance", "Rules", "Tier"]
 
+LINES_FORM = 2  # of `Rules.lines`: a Redis that has them in another one gets them again
 ANY_FEATURE = "*"
 UNLIMITED = "unlimited"
 _ALLOWANCE_EVERY = ("day", "week", "month")

@@ -15,7 +15,7 @@ from sqlmodel import col, func, select
 
 from models import CreditPrice, TierLimit, TierVersion, User
 from quota.errors import InvalidValueError
-from quota.rules import UNLIMITED, Rules
+from quota.rules import LINES_FORM, UNLIMITED, Rules
 from quota.scripts import ScriptCaller, script
 from quota.values import credits_of, instant_ms, instant_of
 
@@ -101,7 +101,9 @@ async def publish_shard(redis: Client, shard: ShardKeys, rules: Rules) -> None:
     lines = [text for line in rules.lines().items() for text in line]
     try:
         await caller.call(
-            script("publish"), [shard.meta, shard.rules], [rules.version, document, *lines]
+            script("publish"),
+            [shard.meta, shard.rules],
+            [rules.version, document, LINES_FORM, *lines],
         )
     finally:
         await caller.close()

@@ -10,6 +10,7 @@ import structlog
 from arq import Retry
 
 from quota.errors import InvalidValueError, KeyConflictError, UnknownUserError
+from quota.rules import LINES_FORM
 from service.database import statement
 from service.jobs import RECORD_USAGE, serialize_job
 from service.partitions import make_partitions
@@ -157,8 +158,11 @@ async def _keep_redis_current(deps: Deps) -> None:
     settings = deps.settings
     terms = {b"dedupe_ms": settings.dedupe_seconds * 1000, b"late_ms": settings.late_grace * 1000}
     for shard in deps.keys.shards:
-        version, epoch, *found = await deps.redis.hmget(shard.meta, "rules", "epoch", *terms)
-        versions.append(version)
+        version, form, epoch, *found = await deps.redis.hmget(
+            shard.meta, "rules", "rules_form", "epoch", *terms
+        )
+        # Of another form were those that an older version of the service has published.
+        versions.append(version if form == b"%d" % LINES_FORM else None)
         if epoch is not None and found != [b"%d" % term for term in terms.values()]:
             await deps.redis.hset(shard.meta, mapping=terms)
     async with deps.database.connection() as connection:

@@ -13,6 +13,7 @@ from quota.rules import Rules
 from quota.values import AMOUNT_MAX
 from service.tiers import apply_rules, stored_rules
 from worker.deps import Deps
+from worker.jobs import drain_log
 
 ApplyTiers = Callable[[Deps, dict[str, Any]], Awaitable[Rules]]
 
@@ -111,3 +112,14 @@ async def test_when_rules_came_into_force_is_stored_and_published_with_them(
     assert stored is not None
     assert stored.applied_at_ms == rules.applied_at_ms
     assert {json.loads(text)["applied_at_ms"] for text in documents} == {rules.applied_at_ms}
+
+
+async def test_rules_in_the_form_of_an_older_version_are_published_again(deps: Deps):
+    await deps.quota.consume("u", "event")
+    shard = deps.keys.shards[0]
+    await deps.redis.hdel(shard.meta, "rules_form")
+    await deps.redis.hset(shard.rules, "free", "overdraft")
+
+    await drain_log({"deps": deps, "job_id": "tick"})
+
+    assert await deps.redis.hget(shard.rules, "free") == b"-;-"
