@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from quota.decision import SOFT
+from quota.on_outage import DENY
 from quota.rules import UNLIMITED
 from quota.values import credits_of
 
@@ -41,6 +42,8 @@ def _entries(rules: Rules) -> dict[str, str]:
     entries = {"default_tier": rules.default_tier}
     for feature, price in rules.prices.items():
         entries |= _price_entries(f"features.{feature}", price)
+    for feature, units in rules.on_outage.items():
+        entries[f"features.{feature}.on_outage"] = _on_outage(units)
     for tier in rules.tiers.values():
         entries |= _tier_entries(tier)
     return entries
@@ -62,7 +65,15 @@ def _tier_entries(tier: Tier) -> dict[str, str]:
             entries[f"{path}.limits.{feature}/{limit.per}{mode}"] = most
     for feature, price in tier.prices.items():
         entries |= _price_entries(f"{path}.features.{feature}", price)
+    if tier.on_outage_any is not None:
+        entries[f"{path}.on_outage"] = _on_outage(tier.on_outage_any)
+    for feature, units in tier.on_outage.items():
+        entries[f"{path}.features.{feature}.on_outage"] = _on_outage(units)
     return entries
+
+
+def _on_outage(units: int) -> str:
+    return "deny" if units == DENY else f"allow {units}"
 
 
 def _price_entries(path: str, price: Price) -> dict[str, str]:

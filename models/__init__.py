@@ -3,7 +3,7 @@
 from sqlmodel import SQLModel
 
 from models.credits import CreditEntry, CreditGrant, Hold, UsageRefund
-from models.rules import CreditPrice, TierLimit, TierVersion
+from models.rules import CreditPrice, OutagePolicy, TierLimit, TierVersion
 from models.usage import FeatureUsage, UsageCounter, UsageKey, UsageLog, UsageWindow
 from models.usage_log import QuarantinedRecord, StaleUser, UsageShard
 from models.users import User
@@ -14,6 +14,7 @@ __all__ = [
     "CreditPrice",
     "FeatureUsage",
     "Hold",
+    "OutagePolicy",
     "QuarantinedRecord",
     "SQLModel",
     "StaleUser",

@@ -63,3 +63,18 @@ class CreditPrice(SQLModel, table=True):
     quality: dict[str, Any] = Field(
         sa_column=Column(JSONB, nullable=False, server_default=text("'{}'"))
     )
+
+
+class OutagePolicy(SQLModel, table=True):
+    """Units of a feature that may be used while Redis can not be reached, a user and process; 0 denies.
+
+    For everyone (tier `*`) or one tier, of which feature `*` stands for any that is not named.
+    """
+
+    __tablename__ = "outage_policies"
+    __table_args__ = (CheckConstraint("max >= 0", name="outage_policies_bounded"),)
+
+    version: int = Field(sa_column=Column(Integer, primary_key=True))
+    tier: str = Field(sa_column=label(nullable=False, primary_key=True))
+    feature: str = Field(sa_column=label(nullable=False, primary_key=True))
+    max: int = Field(sa_column=bigint())

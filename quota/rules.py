@@ -14,6 +14,7 @@ from typing import Any
 
 from quota.decision import HARD, SOFT, Limit
 from quota.errors import InvalidValueError
+from quota.on_outage import DENY, parse_on_outage
 from quota.period import parse_per
 from quota.prices import Price, cost_of, parse_price, unit_of
 from quota.values import AMOUNT_MAX, parse_credits, parse_feature, parse_key
@@ -62,7 +63,10 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """A named set of limits, prices, allowance and thresholds."""
+    """A named set of limits, prices, allowance and thresholds.
+
+    *on_outage* is by feature, and *on_outage_any* of those that it does not name.
+    """
 
     name: str
     limits: Mapping[str, tuple[Limit, ...]]
@@ -70,6 +74,8 @@ class Tier:
     allowance: Allowance | None = None
     thresholds: tuple[int, ...] = _THRESHOLDS_DEFAULT
     overdraft: bool = False
+    on_outage: Mapping[str, int] = field(default_factory=dict)
+    on_outage_any: int | None = None
 
     @property
     def allowance_text(self) -> str:
@@ -96,6 +102,7 @@ class Rules:
     document: Mapping[str, Any]
     version: int = 0
     applied_at_ms: int = field(default=0, compare=False)
+    on_outage: Mapping[str, int] = field(default_factory=dict)
     _costs: dict[tuple[str, str | None, str | None, int], str] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -108,10 +115,7 @@ class Rules:
             InvalidValueError: *field* is the path of the entry, as `tiers.free.limits.tokens[0].max`.
         """
         top = _table(document, "tiers file", {"default_tier", "features", "tiers"})
-        prices = {
-            _feature(name, f"features.{name}"): _price(entry, f"features.{name}")
-            for name, entry in _table(top.get("features", {}), "features").items()
-        }
+        prices, on_outage = _features(top, "features", {})
         named = _table(top.get("tiers"), "tiers")
         tiers = {name: _tier(name, entry, prices) for name, entry in named.items()}
         default = top.get("default_tier")
@@ -119,7 +123,32 @@ class Rules:
             raise InvalidValueError(
                 "default_tier", default, f"one of the tiers: {', '.join(tiers)}"
             )
-        return cls(default, tiers, prices, top, version, applied_at_ms)
+        return cls(default, tiers, prices, top, version, applied_at_ms, on_outage)
+
+    @property
+    def allow_on_outage(self) -> bool:
+        """Whether anything at all may be used while Redis can not be reached."""
+        tiers = self.tiers.values()
+        found = [*self.on_outage.values(), *(tier.on_outage_any or DENY for tier in tiers)]
+        return any(found) or any(any(tier.on_outage.values()) for tier in tiers)
+
+    def outage_max(self, tier: Tier, feature: str, *, forced: bool) -> int:
+        """Units of *feature* that a process may admit for a user of *tier* without Redis; 0 for none.
+
+        The tier's own word on the feature counts, else its word on all, else everyone's on the feature.
+        Not more than the tightest hard limit, so that nobody doubles it, unless it is *forced*.
+        """
+        units = tier.on_outage.get(feature, tier.on_outage_any)
+        if units is None:
+            units = self.on_outage.get(feature, DENY)
+        if forced:
+            return units
+        limits = tier.limits_of(feature)
+        if limits is None:
+            return DENY
+        return min(
+            [units, *(one.max for one in limits if one.mode == HARD and one.max is not None)]
+        )
 
     def price_of(self, tier: str, feature: str) -> Price | None:
         """The tier's own price of *feature*, else everyone's; None: it asks no credits."""
@@ -216,8 +245,25 @@ def _feature(name: object, path: str) -> str:
         raise InvalidValueError(path, name, error.expected) from None
 
 
-def _price(entry: object, path: str, inherited: Price | None = None) -> Price:
-    table = _table(entry, path, {"price", "format", "quality"})
+def _features(
+    top: dict[str, Any], path: str, inherited: Mapping[str, Price]
+) -> tuple[dict[str, Price], dict[str, int]]:
+    """What a table of features says: prices, and what may be used in an outage."""
+    prices, on_outage = {}, {}
+    for name, entry in _table(top.get("features", {}), path).items():
+        here = f"{path}.{name}"
+        feature, table = _feature(name, here), _table(entry, here, {*_PRICE, "on_outage"})
+        if "on_outage" in table:
+            on_outage[feature] = parse_on_outage(table["on_outage"], f"{here}.on_outage")
+        if "on_outage" not in table or not _PRICE.isdisjoint(table):
+            prices[feature] = _price(table, here, inherited.get(feature))
+    return prices, on_outage
+
+
+_PRICE = {"price", "format", "quality"}
+
+
+def _price(table: dict[str, Any], path: str, inherited: Price | None) -> Price:
     if "price" in table:
         base = parse_price(table["price"], field=f"{path}.price")
     elif inherited is not None:
@@ -255,7 +301,9 @@ def _tier(name: str, entry: object, prices: Mapping[str, Price]) -> Tier:
     path = f"tiers.{name}"
     if not _TIER.fullmatch(name):
         raise InvalidValueError(path, name, "a tier name: a letter, then up to 49 of a-z 0-9 _ -")
-    table = _table(entry, path, {"credits", "limits", "alerts", "overdraft", "features"})
+    table = _table(
+        entry, path, {"credits", "limits", "alerts", "on_outage", "overdraft", "features"}
+    )
     overdraft = table.get("overdraft", False)
     if not isinstance(overdraft, bool):
         raise InvalidValueError(f"{path}.overdraft", overdraft, "true or false")
@@ -267,13 +315,20 @@ def _tier(name: str, entry: object, prices: Mapping[str, Price]) -> Tier:
         )
         for feature, found in _table(table.get("limits", {}), f"{path}.limits").items()
     }
-    own = {
-        _feature(feature, f"{path}.features.{feature}"): _price(
-            found, f"{path}.features.{feature}", prices.get(feature)
-        )
-        for feature, found in _table(table.get("features", {}), f"{path}.features").items()
-    }
-    return Tier(name, limits, own, _allowance(table, path), _thresholds(table, path), overdraft)
+    own, on_outage = _features(table, f"{path}.features", prices)
+    on_outage_any = None
+    if "on_outage" in table:
+        on_outage_any = parse_on_outage(table["on_outage"], f"{path}.on_outage")
+    return Tier(
+        name,
+        limits,
+        own,
+        _allowance(table, path),
+        _thresholds(table, path),
+        overdraft,
+        on_outage,
+        on_outage_any,
+    )
 
 
 def _limits(found: object, path: str) -> tuple[Limit, ...]:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlmodel import col, func, select
 
-from models import CreditPrice, TierLimit, TierVersion, User
+from models import CreditPrice, OutagePolicy, TierLimit, TierVersion, User
 from quota.errors import InvalidValueError
-from quota.rules import LINES_FORM, UNLIMITED, Rules
+from quota.on_outage import on_outage_entry
+from quota.rules import ANY_FEATURE, LINES_FORM, UNLIMITED, Rules
 from quota.scripts import ScriptCaller, script
 from quota.values import credits_of, instant_ms, instant_of
 
@@ -38,7 +39,7 @@ __all__ = [
     "stored_rules",
 ]
 
-EVERYONE = "*"  # the tier under which credit_prices has what is not overridden
+EVERYONE = "*"  # the tier under which credit_prices and outage_policies have what is not overridden
 _PUBLISH_TIMEOUT_S = 5.0
 _APPLY_LOCK = 7_421_001  # advisory: two `tiers apply` at once would take the same version
 
@@ -110,10 +111,11 @@ async def publish_shard(redis: Client, shard: ShardKeys, rules: Rules) -> None:
 
 
 def _same(one: Rules, other: Rules) -> bool:
-    return (one.default_tier, one.tiers, one.prices) == (
+    return (one.default_tier, one.tiers, one.prices, one.on_outage) == (
         other.default_tier,
         other.tiers,
         other.prices,
+        other.on_outage,
     )
 
 
@@ -179,7 +181,20 @@ def _rows(rules: Rules, version: int, *, applied_at: datetime) -> list[Any]:
                     quality=_texts(price.qualities),
                 )
             )
-    return rows
+    return [*rows, *_outage_rows(rules, version)]
+
+
+def _outage_rows(rules: Rules, version: int) -> list[OutagePolicy]:
+    by_tier = {EVERYONE: dict(rules.on_outage)}
+    for tier in rules.tiers.values():
+        by_tier[tier.name] = dict(tier.on_outage)
+        if tier.on_outage_any is not None:
+            by_tier[tier.name][ANY_FEATURE] = tier.on_outage_any
+    return [
+        OutagePolicy(version=version, tier=tier, feature=feature, max=units)
+        for tier, policies in by_tier.items()
+        for feature, units in policies.items()
+    ]
 
 
 def _texts(multipliers: Any) -> dict[str, str]:
@@ -202,6 +217,7 @@ async def _rules_in(session: AsyncSession) -> Rules | None:
         .order_by(col(TierLimit.tier), col(TierLimit.feature), col(TierLimit.position))
     )
     prices = await session.exec(select(CreditPrice).where(CreditPrice.version == version))
+    policies = await session.exec(select(OutagePolicy).where(OutagePolicy.version == version))
     document: dict[str, Any] = {
         "default_tier": next(tier.name for tier in tiers if tier.is_default),
         "features": {},
@@ -220,6 +236,11 @@ async def _rules_in(session: AsyncSession) -> Rules | None:
             "format": price.format,
             "quality": price.quality,
         }
+    for policy in policies:
+        top = document if policy.tier == EVERYONE else document["tiers"][policy.tier]
+        if policy.feature != ANY_FEATURE:
+            top = top["features"].setdefault(policy.feature, {})
+        top["on_outage"] = on_outage_entry(policy.max)
     applied_at_ms = max(instant_ms(tier.applied_at) for tier in tiers)
     return Rules.from_document(document, version=version, applied_at_ms=applied_at_ms)
 

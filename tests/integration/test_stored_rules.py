@@ -24,9 +24,11 @@ EVERYTHING: dict[str, Any] = {
             "price": "0.000000000001",
             "format": {"video": "4", "ü \\ \" '": "999999999999999"},
             "quality": {"high": "2.500", "none": "0"},
+            "on_outage": {"policy": "allow", "max": AMOUNT_MAX},
         },
         "sound": {"price": 1000},
         "free.thing": {"price": "0"},
+        "unpriced": {"on_outage": "allow"},
     },
     "tiers": {
         "basic_1": {
@@ -44,13 +46,20 @@ EVERYTHING: dict[str, Any] = {
             "alerts": {"thresholds": []},
             "features": {"image": {"price": "1"}, "sound": {"price": "2", "format": {"a": "1.5"}}},
         },
-        "z-9": {"alerts": {"thresholds": [1000, 1]}},
+        "z-9": {
+            "alerts": {"thresholds": [1000, 1]},
+            "on_outage": {"policy": "allow", "max": 7},
+            "features": {
+                "image": {"on_outage": "deny"},
+                "sound": {"price": "3", "on_outage": "allow"},
+            },
+        },
     },
 }
 
 
 def content(rules: Rules) -> tuple[Any, ...]:
-    return rules.default_tier, rules.tiers, rules.prices, rules.version
+    return rules.default_tier, rules.tiers, rules.prices, rules.on_outage, rules.version
 
 
 async def test_rules_come_back_from_postgresql_as_they_were(deps: Deps, apply_tiers: ApplyTiers):
@@ -61,7 +70,7 @@ async def test_rules_come_back_from_postgresql_as_they_were(deps: Deps, apply_ti
 
     assert stored is not None
     assert content(stored) == content(applied)
-    assert content(stored)[:3] == content(read)[:3]
+    assert content(stored)[:4] == content(read)[:4]
     assert stored.lines() == read.lines()
 
 
@@ -72,6 +81,17 @@ async def test_the_same_rules_again_are_no_new_version(deps: Deps, apply_tiers: 
     changed = {**EVERYTHING, "default_tier": "z-9"}
     assert (await apply_tiers(deps, changed)).version == first.version + 1
     assert (await apply_tiers(deps, EVERYTHING)).version == first.version + 2
+
+
+async def test_what_an_outage_allows_is_part_of_the_rules(deps: Deps, apply_tiers: ApplyTiers):
+    first = await apply_tiers(deps, EVERYTHING)
+
+    one_more = {**EVERYTHING["features"], "unpriced": {"on_outage": "deny"}}
+    second = await apply_tiers(deps, {**EVERYTHING, "features": one_more})
+    published = json.loads(await deps.redis.hget(deps.keys.shards[0].rules, "#document"))
+
+    assert second.version == first.version + 1
+    assert Rules.from_document(published["document"]).on_outage == second.on_outage
 
 
 async def test_a_tier_that_users_are_on_can_not_go(deps: Deps, apply_tiers: ApplyTiers):

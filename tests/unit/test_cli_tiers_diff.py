@@ -68,3 +68,15 @@ def test_what_is_gone_comes_last():
 
     assert found[0] == Change("features.image.price", "1.5", "2")
     assert Change("tiers.pro.limits.*/month", "unlimited", None) in found[1:]
+
+
+def test_what_an_outage_allows_is_named_where_it_is_written():
+    one = {"policy": "allow", "max": 7}
+    found = changes(rules(), rules(features__image__on_outage=one, tiers__free__on_outage="allow"))
+    own = changes(rules(), rules(tiers__pro__features={"image": {"on_outage": "deny"}}))
+
+    assert found == [
+        Change("features.image.on_outage", None, "allow 7"),
+        Change("tiers.free.on_outage", None, "allow 100"),
+    ]
+    assert own == [Change("tiers.pro.features.image.on_outage", None, "deny")]

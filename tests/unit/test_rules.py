@@ -8,6 +8,7 @@ import pytest
 
 from quota.decision import Limit
 from quota.errors import InvalidValueError
+from quota.on_outage import UNITS_DEFAULT, on_outage_entry, parse_on_outage
 from quota.period import CALENDAR_PERIODS
 from quota.prices import Price
 from quota.rules import Allowance, Rules, per_code, per_name
@@ -56,6 +57,7 @@ def with_entry(path: tuple[str | int, ...], entry: object) -> dict[str, Any]:
 
 TOKENS = ("tiers", "free", "limits", "tokens")
 CREDITS = ("tiers", "free", "credits")
+MAX_ON_OUTAGE = "features.image.on_outage.max"
 THRESHOLDS = ("tiers", "free", "alerts", "thresholds")
 
 NO_MAX: list[Any] = [-1, 2**53, True, 1.0, NAN, "5", "Unlimited", None, []]
@@ -136,6 +138,31 @@ WRONG: list[tuple[tuple[str | int, ...], object, str]] = [
         for amount in (20.0, NAN, True, "-20", "1e3", "0.0000001", str(2**53), 2**53)
     ),
     ((*CREDITS, "currency"), "EUR", "tiers.free.credits.currency"),
+    *(
+        ((*path, "on_outage", *step), entry, ".".join((*path, "on_outage", *step)))
+        for path in (
+            ("features", "image"),
+            ("features", "sound"),
+            ("tiers", "free"),
+            ("tiers", "pro", "features", "image"),
+        )
+        for step, entry in [
+            ((), "Allow"),
+            ((), True),
+            ((), 5),
+            ((), ["allow"]),
+            (("policy",), "maybe"),
+            (("policy",), None),
+            (("units",), 5),
+        ]
+    ),
+    *(
+        (("features", "image", "on_outage"), {"policy": "allow", "max": most}, MAX_ON_OUTAGE)
+        for most in (0, -1, 2**53, True, 1.0, NAN, "5", "unlimited", None)
+    ),
+    (("features", "image", "on_outage"), {"policy": "deny", "max": 5}, MAX_ON_OUTAGE),
+    (("features", "image", "on_outage"), {"max": 5}, "features.image.on_outage.policy"),
+    (("features", "sound"), {"on_outage": "allow", "format": {}}, "features.sound.price"),
     (("tiers", "free", "alerts"), [80], "tiers.free.alerts"),
     (("tiers", "free", "alerts", "email"), True, "tiers.free.alerts.email"),
     (THRESHOLDS, 80, "tiers.free.alerts.thresholds"),
@@ -271,3 +298,74 @@ def test_when_rules_were_applied_is_kept_and_makes_no_others_of_them():
 
     assert (rules.applied_at_ms, Rules.from_document(GOOD).applied_at_ms) == (5, 0)
     assert rules == Rules.from_document(GOOD, version=1, applied_at_ms=6)
+
+
+# While Redis can not be reached
+
+
+def outage_rules(
+    everyone: object = MISSING, tier: object = MISSING, own: object = MISSING
+) -> Rules:
+    """Rules of which each place says what *on_outage* is, or nothing."""
+    document = with_entry(("default_tier",), "free")
+    document["features"] |= {} if everyone is MISSING else {"tokens": {"on_outage": everyone}}
+    free = document["tiers"]["free"]
+    free |= {} if tier is MISSING else {"on_outage": tier}
+    free |= {} if own is MISSING else {"features": {"tokens": {"on_outage": own}}}
+    return Rules.from_document(document)
+
+
+@pytest.mark.parametrize(
+    ("everyone", "tier", "own", "units"),
+    [
+        (MISSING, MISSING, MISSING, 0),
+        ("allow", MISSING, MISSING, UNITS_DEFAULT),
+        ({"policy": "allow"}, MISSING, MISSING, UNITS_DEFAULT),
+        ({"policy": "allow", "max": 7}, MISSING, MISSING, 7),
+        ({"policy": "deny"}, MISSING, MISSING, 0),
+        ("allow", "deny", MISSING, 0),
+        ("deny", {"policy": "allow", "max": 8}, MISSING, 8),
+        ("deny", "deny", {"policy": "allow", "max": 9}, 9),
+        ("allow", "allow", "deny", 0),
+    ],
+)
+def test_the_nearest_word_on_an_outage_counts(
+    everyone: object, tier: object, own: object, units: int
+):
+    rules = outage_rules(everyone, tier, own)
+
+    assert rules.outage_max(rules.tiers["free"], "tokens", forced=False) == units
+    assert rules.allow_on_outage == (
+        "allow" in str([everyone, tier, own])  # even where a nearer word denies
+    )
+
+
+def test_an_outage_gives_no_more_than_the_tightest_hard_limit():
+    rules = outage_rules({"policy": "allow", "max": 5000})
+    free = rules.tiers["free"]
+
+    assert rules.outage_max(free, "tokens", forced=False) == 1000  # a day; the month is soft
+    assert rules.outage_max(free, "tokens", forced=True) == 5000
+
+
+def test_a_feature_that_a_tier_has_not_is_not_used_in_an_outage_either():
+    rules = outage_rules({"policy": "allow", "max": 5})
+    pro = rules.tiers["pro"]
+
+    assert rules.outage_max(pro, "tokens", forced=False) == 0
+    assert rules.outage_max(pro, "tokens", forced=True) == 5  # it has happened
+
+
+def test_a_word_on_outages_is_no_price():
+    rules = Rules.from_document(
+        with_entry(("tiers", "pro", "features"), {"image": {"on_outage": "allow"}})
+    )
+
+    assert rules.tiers["pro"].prices == {}
+    assert rules.price_of("pro", "image") == rules.prices["image"]
+    assert outage_rules("allow").price_of("free", "tokens") is None
+
+
+@pytest.mark.parametrize("units", [0, 1, UNITS_DEFAULT, AMOUNT_MAX])
+def test_what_is_written_of_an_outage_is_read_again(units: int):
+    assert parse_on_outage(on_outage_entry(units), "x") == units
