@@ -57,11 +57,11 @@ class Counted:
         self.opened: dict[tuple[str, int], tuple[int, int]] = {}  # by seconds: end in ms, units
 
     def of(self, feature: str) -> dict[str, tuple[Window, int]]:
-        """The window and the units of every period of *feature*, opened ones only while they have any."""
+        """The window and the units of every period of *feature*; an opened one runs to its end."""
         used = self.used.get(feature, {})
         counted = {per: (window, used.get(per, 0)) for per, window in self.running.items()}
         for (name, seconds), (end_ms, units) in self.opened.items():
-            if name == feature and units:  # as Redis: what came back whole was not opened
+            if name == feature:
                 counted[f"window:{seconds}"] = (Window(end_ms - seconds * 1000, end_ms), units)
         return counted
 
@@ -242,7 +242,8 @@ def standing_of(
             per: _running(counters, per, window) for per, window in counted.running.items()
         }
     for window in stored.windows:
-        counted.open(window["feature"], window["seconds"], window["end_ms"], window["used"])
+        place = (window["feature"], window["seconds"])
+        counted.opened[place] = (window["end_ms"], window["used"])
     counted.used_before.update(stored.before)
     for hold in stored.holds.values():
         counted.add_before(hold.feature, hold.amount, hold.reserved_ms)
