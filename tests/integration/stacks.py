@@ -7,8 +7,8 @@ are left out, an error is its code and the field it names.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from quota.balance import Balance
@@ -50,6 +50,10 @@ class Real:
         while await self.deps.drain.run(seconds_max=60):
             pass
 
+    async def roll(self, user: str, now: datetime) -> None:
+        """What the worker's job has done, a second later, about a hold of the user that is due."""
+        await self.deps.quota.roll(user, now=now)
+
     async def expire(self, now: datetime) -> None:
         """What the worker's job does about holds that are due."""
         await expire_holds(self.deps, now_ms=instant_ms(now))
@@ -86,6 +90,7 @@ class Real:
         return await self.deps.quota.release(user, key, now=now)
 
     async def refund(self, user: str, *, now: datetime, **call: Any) -> Refund:
+        await self.roll(user, now)
         await self.apply()
         return await self.deps.quota.refund(user_id=user, now=now, **call)
 
@@ -112,16 +117,19 @@ class Real:
         assert not call
 
     async def void(self, user: str, *, now: datetime, id: str) -> int:
+        await self.roll(user, now)
         void = await void_grant(self.stores, parse_user_id(user), self.rules, id, at=now)
         return void.voided
 
     async def reset(self, user: str, *, now: datetime, preserve_overage: bool) -> None:
+        await self.roll(user, now - timedelta(milliseconds=1))
         found = parse_user_id(user)
         await reset_credits(
             self.stores, found, self.rules, preserve_overage=preserve_overage, at=now
         )
 
     async def set_user(self, user: str, *, now: datetime, **changes: Any) -> None:
+        await self.roll(user, now)
         await move_user(self.stores, parse_user_id(user), self.rules, at=now, **changes)
 
     async def apply_tiers(self, user: str, *, now: datetime, document: dict[str, Any]) -> None:  # noqa: ARG002
@@ -210,7 +218,8 @@ def _balance(balance: Balance) -> Answer:
         **balance.as_dict(),
         "credits_micro": balance.credits_micro,
         "grants": [(grant.name, grant.amount, grant.left, grant.every) for grant in grants],
-        "holds": dict(balance.holds),
+        # Which of their periods Redis gives units back to depends on the limits in force.
+        "holds": {key: replace(held, ends={}) for key, held in balance.holds.items()},
     }
 
 
