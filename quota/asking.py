@@ -95,6 +95,10 @@ class Asker:
                 except NotReadyError as error:
                     outcome = error
             if isinstance(outcome, NotReadyError):
+                if outcome.word == "full":
+                    raise QuotaUnavailableError(
+                        "the usage log has as many bytes as LOG_BYTES_MAX lets it have: is it applied?"
+                    )
                 await self._mend(self.keys.shard_of(user.id), outcome)
             else:
                 at_ms, replies = outcome

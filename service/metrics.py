@@ -71,6 +71,17 @@ class Metrics:
             ["shard"],
             registry=registry,
         )
+        self.log_bytes = Gauge(
+            "allotment_log_bytes",
+            "Bytes of Redis' memory that the log has",
+            ["shard"],
+            registry=registry,
+        )
+        self.log_bytes_max = Gauge(
+            "allotment_log_bytes_max",
+            "Bytes past which a shard admits nothing, 0 = any",
+            registry=registry,
+        )
         self.oldest_age = Gauge(
             "allotment_log_oldest_seconds",
             "Age of the oldest record not yet applied",
@@ -94,6 +105,32 @@ class Metrics:
         )
         self.epochs = Counter(
             "allotment_epochs_begun", "Times a shard of Redis was found lost", registry=registry
+        )
+        self.reconciled = Counter(
+            "allotment_users_reconciled",
+            "Users compared in Redis and PostgreSQL, by what came of it",
+            ["outcome"],
+            registry=registry,
+        )
+        self.healed = Counter(
+            "allotment_users_healed",
+            "Users dropped from Redis because they differed from PostgreSQL",
+            registry=registry,
+        )
+        self.drift_users = Gauge(
+            "allotment_drift_users",
+            "Users that differed, in the last round of reconcile",
+            registry=registry,
+        )
+        self.drift_units = Gauge(
+            "allotment_drift_units",
+            "Units by which counters differed, either way, in the last round of reconcile",
+            registry=registry,
+        )
+        self.drift_credits = Gauge(
+            "allotment_drift_credits",
+            "Credits by which balances differed, either way, in the last round of reconcile",
+            registry=registry,
         )
         self.tallies = Tallies()
         registry.register(self.tallies)

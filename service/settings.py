@@ -71,9 +71,14 @@ class Settings(BaseSettings):
     replay_seconds: int = Field(default=600, ge=1, le=86_400)
     late_grace: int = Field(default=3_600, ge=0, le=86_400)  # seconds after a period's end
 
+    # Of one shard's log; past it nothing is admitted, because nothing admitted may be lost.
+    log_bytes_max: int = Field(default=1_073_741_824, ge=0)  # 0 = as many as Redis has
+
     database_pool_max: int = Field(default=10, ge=1, le=1000)
     worker_jobs_max: int = Field(default=8, ge=1, le=1000)
     apply_records_max: int = Field(default=20_000, ge=1, le=100_000)
+    # Users compared with PostgreSQL, four times a minute and worker; 0 = none.
+    reconcile_users_per_round: int = Field(default=500, ge=0, le=100_000)
 
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 9464  # 0 = any free one

@@ -156,7 +156,11 @@ async def _keep_redis_current(deps: Deps) -> None:
     """Publish the rules in force, and drop users that changed, where whoever changed them did not live to."""
     versions = []
     settings = deps.settings
-    terms = {b"dedupe_ms": settings.dedupe_seconds * 1000, b"late_ms": settings.late_grace * 1000}
+    terms = {
+        b"dedupe_ms": settings.dedupe_seconds * 1000,
+        b"late_ms": settings.late_grace * 1000,
+        b"log_max": settings.log_bytes_max,
+    }
     for shard in deps.keys.shards:
         version, form, epoch, *found = await deps.redis.hmget(
             shard.meta, "rules", "rules_form", "epoch", *terms

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 __all__ = ["trim_logs", "watch_logs"]
 
+_CROWDED = 0.8  # of LOG_BYTES_MAX
+
 
 async def watch_logs(deps: Deps) -> None:
     """Bring the gauges of the logs and the tallies of decisions up to date."""
+    deps.metrics.log_bytes_max.set(deps.settings.log_bytes_max)
     for shard, row in zip(deps.keys.shards, await _positions(deps), strict=True):
         tallies = await deps.redis.hgetall(shard.tallies)
         counts = {name.decode(): int(count) for name, count in tallies.items()}
@@ -24,6 +27,8 @@ async def watch_logs(deps: Deps) -> None:
         deps.metrics.backlog.labels(shard.index).set(
             max(0, counts.get("lines", 0) - row["lines_applied"])
         )
+        size = await deps.redis.memory_usage(shard.log, samples=5)
+        deps.metrics.log_bytes.labels(shard.index).set(size or 0)
         oldest = await deps.redis.xrange(shard.log, min=f"({row['last_entry_id']}", count=1)
         age_s = time.time() - entry_number(oldest[0][0].decode())[0] / 1000 if oldest else 0
         deps.metrics.oldest_age.labels(shard.index).set(max(0, age_s))
@@ -32,7 +37,8 @@ async def watch_logs(deps: Deps) -> None:
 async def trim_logs(deps: Deps) -> None:
     """Drop entries that were applied, and that entered the log more than REPLAY_SECONDS ago.
 
-    Until then they can be applied again to a PostgreSQL that was set back.
+    Until then they can be applied again to a PostgreSQL that was set back; but where the log nears its
+    bound, all that was applied goes.
     """
     seconds, _ = await deps.redis.time()
     kept_ms = (int(seconds) - deps.settings.replay_seconds) * 1000
@@ -42,8 +48,10 @@ async def trim_logs(deps: Deps) -> None:
 
 async def _trim(deps: Deps, shard: ShardKeys, position: str, kept_ms: int) -> None:
     applied_ms, _ = entry_number(position)
+    size = await deps.redis.memory_usage(shard.log, samples=5) or 0
+    crowded = 0 < deps.settings.log_bytes_max * _CROWDED < size  # to admit goes before to replay
     # MINID keeps the entry it names: the last one applied stays, and shows where the log stands.
-    oldest = position if applied_ms < kept_ms else f"{kept_ms}-0"
+    oldest = position if crowded or applied_ms < kept_ms else f"{kept_ms}-0"
     if applied_ms:
         await deps.redis.xtrim(shard.log, minid=oldest, approximate=True)
 

@@ -13,7 +13,8 @@
 --        a verb may say more: c@, k@ and r@ and when it occurred, ms;  h<ttl_ms>;<price of a unit>;<key> reserve;
 --        sc<key> commit 5 units for the cost 6, sa<key> commit what is held, sr<key> release
 --        price of a unit, in micro-credits: "5/2"; "5/2,pro=3/2," where tiers differ
--- Reply  {1, word, ...} with nothing done: "epoch" (the shard is not loaded), "rules" (other version), "shards", their number
+-- Reply  {1, word, ...} with nothing done: "epoch" (the shard is not loaded), "rules" (other version), "shards", their number,
+--          "full" (the log has as many bytes as it may, and something was to be logged)
 --        {0, now_ms, one per line}: an integer outcome that is no decision, or the decision as text:
 --          "outcome;cost;credits;" the limits "per,mode,max" of the rule, with ";" between, "|", then end_ms and used of each limit as
 --          little-endian doubles; "=" before it when it is replayed; max -1 = unlimited, end_ms 0 = never
@@ -25,7 +26,8 @@
 --        w "seconds:end_ms;" of the windows of each line, k of each line nothing, or of a hold:
 --        h<expires_ms>;<price of a unit> reserved, c committed, r released
 -- State  tallies: verb and outcome to how many, lines: lines logged.
---        meta: epoch, rules (version), shards, dedupe_ms (how long a key is remembered), late_ms (grace), turn of the ring.
+--        meta: epoch, rules (version), shards, dedupe_ms (how long a key is remembered), late_ms (grace), log_max (bytes, 0 = any),
+--        turn of the ring.
 --        quota hash: h "epoch,valid_until,tier,allowance" (credits and holds stand until then, 0 = for ever), c credits,
 --        w running windows ";per,start,end,start of the one before;", f:<feature> the periods counted "per,per|", then end_ms and
 --        used of each as doubles (exact to 2^53), p:<feature> the same of the periods before, o:<key> an open hold (quota/held.py),
@@ -35,12 +37,21 @@
 -- Order  every check, then XADD, then the rest: a script does not roll back, and only its first write is refused for memory.
 -- Rule   quota.decision.decide; change both or neither.
 local ARGV, KEYS, call = ARGV, KEYS, redis.call
-local about = call('HMGET', KEYS[2], 'epoch', 'rules', 'shards', 'dedupe_ms', 'turn', 'late_ms')
+local about = call('HMGET', KEYS[2], 'epoch', 'rules', 'shards', 'dedupe_ms', 'turn', 'late_ms', 'log_max')
 local epoch = about[1]
 if not epoch then return {1, 'epoch'} end
 if about[3] ~= ARGV[3] then return {1, 'shards', about[3]} end
 if about[2] ~= ARGV[2] then return {1, 'rules'} end
 if not tonumber(about[4]) then return {1, 'epoch'} end
+
+local log_max = tonumber(about[7]) or 0
+if log_max > 0 and (call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', '5') or 0) > log_max then
+  local at = 5 + ARGV[4] + ARGV[5]
+  for _ = 1, tonumber(ARGV[4]) do
+    if string.sub(ARGV[at + 3], 1, 1) ~= 'k' then return {1, 'full'} end
+    at = at + 8 * ARGV[at + 1]
+  end
+end
 
 local now = tonumber(ARGV[1])
 if now == 0 then
