@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Imbalance", "imbalances"]
 
 _SPENT = ("burnt", "left", "held", "expired", "voided")
+_PARTS = ("granted", *_SPENT, "overage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,10 @@ async def imbalances(world: World, scenario: Scenario, *, at: datetime) -> list[
     async with world.deps.database.connection() as connection:
         for name in scenario.users:
             row = await connection.fetchrow(
-                statement("cli.replay", "credits"), parse_user_id(name).id, at
+                statement("service", "credits"), [parse_user_id(name).id], at
             )
-            assert row is not None, "it sums, so it always has a row"
+            assert row is not None, "it has a row for each user that is asked for"
             spent = sum(row[part] for part in _SPENT)
             if row["granted"] != spent - row["overage"]:
-                found.append(Imbalance(name, dict(row)))
+                found.append(Imbalance(name, {part: row[part] for part in _PARTS}))
     return found

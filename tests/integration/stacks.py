@@ -249,8 +249,8 @@ async def imbalance(deps: Deps, user: str, *, now: datetime) -> int:
     """Micro-credits by which granted and what became of it differ (DESIGN 5), after all was applied."""
     async with deps.database.connection() as connection:
         row = await connection.fetchrow(
-            statement("cli.replay", "credits"), parse_user_id(user).id, now
+            statement("service", "credits"), [parse_user_id(user).id], now
         )
-    assert row is not None, "it sums, so it always has a row"
+    assert row is not None, "it has a row for each user that is asked for"
     spent = sum(row[part] for part in ("burnt", "left", "held", "expired", "voided"))
     return int(row["granted"] - spent + row["overage"])
