@@ -22,11 +22,12 @@ from quota.keys import Keys
 from quota.rolling import rolled
 from quota.rules import Rules
 from quota.scripts import ScriptCaller, script
-from quota.standing import counter_sign
+from quota.standing import Profile, counter_sign
 from quota.wire import CONFLICT, LATE, MISSING, NO_HOLD, ROLL, end_mark_of, ending_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from uuid import UUID
 
     from quota.gate import Answer
     from quota.keys import ShardKeys
@@ -65,6 +66,7 @@ class Asker:
         self._prefix = prefix
         self._timeout_s = timeout_s
         self._load_timeout_s = load_timeout_s
+        self._rolls: dict[UUID, asyncio.Future[None]] = {}
         self._open(shards)
 
     async def close(self) -> None:
@@ -113,7 +115,14 @@ class Asker:
         )
 
     async def roll(self, user: User, at_ms: int) -> None:
-        """Put the user into the windows, credits and holds of *at_ms*; one of many at once succeeds."""
+        """Put the user into the windows, credits and holds of *at_ms*, or join who is at it."""
+        rolling = self._rolls.get(user.id)
+        if rolling is None:
+            rolling = self._rolls[user.id] = asyncio.ensure_future(self._roll(user, at_ms))
+            rolling.add_done_callback(lambda _: self._rolls.pop(user.id, None))
+        await asyncio.shield(rolling)
+
+    async def _roll(self, user: User, at_ms: int) -> None:
         keys = self.keys.shard_of(user.id)
         caller = ScriptCaller(self._redis, timeout_s=self._timeout_s)
         names = [keys.user_of(user.id.hex), keys.grants_of(user.id.hex)]
@@ -122,7 +131,7 @@ class Asker:
             fields = dict(zip(texts[::2], texts[1::2], strict=True))
             if b"h" not in fields:
                 return  # it left Redis meanwhile: the next try loads it
-            if not profile:  # half of it did: so shall the rest
+            if not Profile.readable(profile):  # half of it did, or an older version wrote it
                 await caller.call(script("forget"), [*names, keys.token_of(user.id.hex)], [])
                 return
             arguments = _roll_arguments(
@@ -154,8 +163,12 @@ class Asker:
                 epoch, fields = reply[1], dict(zip(reply[3::2], reply[4::2], strict=True))
                 if not epoch:
                     await self._mend(keys, NotReadyError("epoch"))
-                elif not fields.get(b"h", b"").startswith(epoch + b",") or not reply[2]:
+                elif not fields.get(b"h", b"").startswith(epoch + b","):
                     await self._load(user, now_ms=now_ms, attempt=attempt)
+                elif not Profile.readable(reply[2]):
+                    await caller.call(
+                        script("forget"), [*names[1:], keys.token_of(user.id.hex)], []
+                    )
                 elif attempt > _TRIES_MIN or await self._made_by_rules_in_force(user, fields):
                     return reply, reply[0]
                 else:
@@ -268,7 +281,7 @@ class Asker:
         return True
 
 
-_READ = (b"h", b"c", b"w", b"j")  # besides these, what the roll changes
+_READ = (b"h", b"c", b"w", b"j", b"n")  # besides these, what the roll changes
 
 
 def _roll_arguments(

@@ -459,7 +459,7 @@ def _ending(user: User, key: str, held: Held | None, units: int | None, *, relea
     return Ending(COMMIT, UsageRecord(user, feature, units, key), cost=cost)
 
 
-_GONE = "gone"  # the feature of a hold that ended: no such hold will be found
+_GONE = ""  # the feature of a hold that ended: no feature, so no hold will be found under it
 
 
 def _units(value: object) -> int:

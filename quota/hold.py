@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from quota.errors import InvalidValueError, UnknownHoldError
+from quota.errors import InvalidValueError, QuotaError, UnknownHoldError
 from quota.values import credits_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = ["TTL_SECONDS_MAX", "Hold", "Reservation", "Settlement", "parse_ttl"]
 
 TTL_SECONDS_MAX = 86_400  # a hold of more than a day is a forgotten one
 TTL_SECONDS_DEFAULT = 60
+_log = logging.getLogger("quota")
 
 
 def parse_ttl(value: object) -> int:
@@ -142,5 +144,11 @@ class Reservation:
         traceback: TracebackType | None,
     ) -> None:
         hold = self._hold
-        if hold is not None and hold and hold.settlement is None:
+        if hold is None or not hold or hold.settlement is not None:
+            return
+        try:
             await hold.release(now=self._now)
+        except (
+            QuotaError
+        ) as failure:  # it expires by itself, and what the block raised is to be seen
+            _log.warning("hold %s was not released: %s", hold.id, failure)

@@ -35,6 +35,7 @@ __all__ = [
     "windows_text",
 ]
 
+FORM = 2  # of a profile: count it up whenever what `Profile.dump` writes changes
 _GRANT_FIELDS = (
     "name",
     "amount",
@@ -104,6 +105,7 @@ class Profile:
         ]
         return json.dumps(
             [
+                FORM,
                 [calendar.timezone, calendar.anchor_ms, calendar.cycle_months],
                 grants,
                 self.overage,
@@ -113,10 +115,15 @@ class Profile:
             ]
         )
 
+    @staticmethod
+    def readable(text: bytes) -> bool:
+        """Whether *text* is a profile in the form of this version; else the user has to be loaded again."""
+        return text.startswith(b"[%d, " % FORM)
+
     @classmethod
     def load(cls, text: str | bytes) -> Profile:
         """The inverse of `dump`."""
-        (timezone, anchor_ms, cycle_months), rows, overage, net, at_ms, holds = json.loads(text)
+        _, (timezone, anchor_ms, cycle_months), rows, overage, net, at_ms, holds = json.loads(text)
         grants = tuple(_grant(row) for row in rows)
         calendar = Calendar(timezone, anchor_ms, cycle_months)
         payments = {key: payments_of(rows) for key, rows in holds.items()}

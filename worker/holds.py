@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import structlog
+
 from quota.errors import UnknownUserError
 from quota.values import instant_of, parse_user_id
 from service.database import statement
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["expire_holds"]
 
+_log = structlog.get_logger("allotment.holds")
 _USERS_MAX = 500  # of a shard in one round; the next one is a second later
 _AT_ONCE = 32
 _GRACE_S = 30  # after which PostgreSQL is asked for holds that Redis no longer knows
@@ -31,7 +34,12 @@ async def expire_holds(deps: Deps, *, now_ms: int = 0) -> int:
     places = asyncio.Semaphore(_AT_ONCE)
     due = {name for shard in deps.keys.shards for name in await _due(deps, shard, now_ms)}
     due |= await _forgotten(deps, now_ms)
-    await asyncio.gather(*(_expire(deps, name, now_ms, places) for name in sorted(due)))
+    ended = await asyncio.gather(
+        *(_expire(deps, name, now_ms, places) for name in sorted(due)), return_exceptions=True
+    )
+    for name, error in zip(sorted(due), ended, strict=True):
+        if isinstance(error, Exception):  # the others go on; this one is tried again
+            _log.warning("hold.not_expired", kind=type(error).__name__, error=str(error), user=name)
     return len(due)
 
 

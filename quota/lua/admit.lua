@@ -31,7 +31,7 @@
 --        quota hash: h "epoch,valid_until,tier,allowance" (credits and holds stand until then, 0 = for ever), c credits,
 --        w running windows ";per,start,end,start of the one before;", f:<feature> the periods counted "per,per|", then end_ms and
 --        used of each as doubles (exact to 2^53), p:<feature> the same of the periods before, o:<key> an open hold (quota/held.py),
---        j what holds took and gave back since the profile: "h|s,credits before,cost|kept,key\0"
+--        n how often holds came or went, j what holds took and gave back since the profile: "h|s,credits before,cost|kept,key\0"
 --        No hash, or one of another epoch, is never zero: it is 10.  So are counters made for other limits than now, or credits
 --        for another allowance, and with them the hash loses its head: it has to be loaded anew.
 -- Order  every check, then XADD, then the rest: a script does not roll back, and only its first write is refused for memory.
@@ -63,7 +63,7 @@ local OK, SOFT, EXCEEDED, POOR, NOT_IN_TIER, MISSING, ROLL, CONFLICT, INVALID, N
 local WORDS = {[OK] = '0;', [SOFT] = '1;', [EXCEEDED] = '2;', [POOR] = '3;', [NOT_IN_TIER] = '4;'}
 local INTEGER_MAX = 9007199254740991
 local HEAD, WIDTH = 5, 8
-local JOURNAL_MAX = 4096  -- bytes; then the user is rolled, which folds the journal into the profile
+local JOURNAL_MAX = 16384  -- bytes, some hundred holds; then the user is rolled, which folds the journal into the profile
 local grace = tonumber(about[6]) or 3600000
 local find, match, gmatch, sub, format, concat = string.find, string.match, string.gmatch, string.sub, string.format, table.concat
 local pack_doubles, unpack_doubles = struct.pack, struct.unpack
@@ -353,7 +353,8 @@ local function reserve(at, outcome, state, amount, cost)
                             cost > 0 and format('%d+,', cost) or ''}, '|')
   local valid_until = user.valid_until or user[6][1]
   if valid_until == 0 or expires < valid_until then user.valid_until = expires end
-  call('ZADD', KEYS[8], 'LT', format('%d', expires), cjson.decode(ARGV[at + 8])[1])
+  user.name, user.due = match(ARGV[at + 8], '^%["(.-[^\\])",'), math.min(user.due or expires, expires)
+  if not user.name or find(user.name, '\\', 1, true) then user.name = cjson.decode(ARGV[at + 8])[1] end
   kinds[taken], special = 'h' .. format('%d', expires) .. ';' .. price, true
   return reply
 end
@@ -385,6 +386,17 @@ local function returned(paid, back)
     if parts[n][2] then sum = sum + part end
   end
   return sum
+end
+
+-- A reserve whose key has an open hold: Redis was lost since, and the hold was loaded again.
+local function reserved_before(at)
+  local place, feature = tonumber(ARGV[at + 2]), ARGV[at + 4]
+  local state = state_of(place, feature)
+  local held = state and call('HGET', KEYS[place], 'o:' .. match(ARGV[at + 3], '^h%d+;[^;]*;(.*)$'))
+  if not held then return end
+  local of, amount, cost = match(held, '^%d+|([^|]*)|(%d+)|(%d+)|')
+  if of ~= feature or amount ~= ARGV[at + 5] then return CONFLICT end
+  return 'replayed', '=' .. answer(OK, state, tonumber(cost), state)
 end
 
 -- The end of a hold: less than was held goes back, more is decided like a consume.
@@ -446,6 +458,9 @@ local function store_holds(place, user)
     if text then call('HSET', KEYS[place], 'o:' .. key, text) else call('HDEL', KEYS[place], 'o:' .. key) end
   end
   if user.journal then call('HSET', KEYS[place], 'j', user.journal) end
+  -- By this the roll knows that holds came or went, also where they cost nothing.
+  call('HINCRBY', KEYS[place], 'n', 1)
+  if user.due then call('ZADD', KEYS[8], 'LT', format('%d', user.due), user.name) end
   if user.valid_until then
     call('HSET', KEYS[place], 'h', concat({epoch, format('%d', user.valid_until), user[6][2], user[6][3]}, ','))
   end
@@ -464,12 +479,13 @@ end
 
 -- The answers already given to the keys of this call.  A key that its client made for this very call is in no ring.
 local records, repeatable = tonumber(ARGV[4]), tonumber(ARGV[5])
-local known, fresh = {}, {}
+local known, fresh, repeats = {}, {}, {}
 if repeatable > 0 then
   local numbers, marks = {unpack(ARGV, HEAD + records + 1, HEAD + records + repeatable)}, {}
   for n = 1, repeatable do
     numbers[n] = tonumber(numbers[n])
     marks[n] = ARGV[HEAD + numbers[n]]
+    repeats[numbers[n]] = true
   end
   for ring = 4, 6 do
     local found = call('HMGET', KEYS[ring], unpack(marks))
@@ -485,7 +501,17 @@ for n = 1, records do
   if #verb > 1 then verb = sub(verb, 1, 1) end
   local saved = verb ~= 'k' and (known[n] or fresh[mark])
   local word
-  if verb == 's' then
+  if verb == 'h' and repeats[n] and not saved then
+    local text
+    word, text = reserved_before(at)
+    if word then
+      replied = replied + 1
+      replies[replied] = text or word
+    end
+  end
+  if word then
+    -- the hold was there, though its key is remembered no longer
+  elseif verb == 's' then
     replied = replied + 1
     if saved then
       word, replies[replied] = 'replayed', '=' .. saved

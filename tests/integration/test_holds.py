@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
-from quota import InvalidValueError, Quota, QuotaUnavailableError, UnknownHoldError
+from quota import (
+    InvalidValueError,
+    KeyConflictError,
+    Quota,
+    QuotaUnavailableError,
+    UnknownHoldError,
+)
+from quota.scripts import ScriptCaller, script
+from quota.values import parse_user_id
+from service.grants import add_grant
 from service.staleness import drop_stale_users
+from service.tiers import stored_rules
 from worker.deps import Deps
 from worker.holds import expire_holds
 
@@ -225,3 +235,120 @@ async def test_an_end_that_nobody_can_hear_says_so():
     with pytest.raises(QuotaUnavailableError):
         async with Quota.from_url("redis://127.0.0.1:1") as quota:
             await quota.commit("u", "h", now=NOON)
+
+
+PRICED: dict[str, Any] = {
+    "default_tier": "t",
+    "features": {"unit": {"price": "0.5"}},
+    "tiers": {
+        "t": {
+            "credits": {"amount": "100000", "every": "month"},
+            "limits": {"*": {"max": 100_000, "per": "day"}},
+        }
+    },
+}
+
+
+async def test_a_thousand_holds_of_one_user_are_made_and_ended(deps: Deps, apply_tiers: Any):
+    await apply_tiers(deps, PRICED)
+
+    holds = await asyncio.gather(*(deps.quota.reserve("u", "unit", 4) for _ in range(1_000)))
+    assert all(holds)
+    settled = await asyncio.gather(*(hold.commit(3) for hold in holds))
+
+    assert all(settled)
+    assert (await deps.quota.balance("u")).as_dict()["credits"] == "98500"
+    await drained(deps)
+    assert await rows(deps, "SELECT status, count(*) AS n FROM holds GROUP BY 1") == [
+        {"status": "committed", "n": 1_000}
+    ]
+
+
+async def test_a_crowd_at_the_instant_at_which_a_grant_expires_is_decided(deps: Deps):
+    user, rules = parse_user_id("u"), await stored_rules(deps.database)
+    assert rules is not None
+    async with deps.database.session() as session:
+        for number in range(300):
+            await add_grant(
+                session,
+                user,
+                rules,
+                amount_micro=1_000_000,
+                at=NOON,
+                name=f"g{number}",
+                expires_at=LATER if number < 100 else None,
+            )
+    await deps.quota.consume("u", "image", now=NOON)
+
+    calls = [deps.quota.consume("u", "image", now=LATER) for _ in range(400)]
+    decisions = await asyncio.gather(*calls)
+
+    assert sum(decision.allowed for decision in decisions) == 200
+    assert {decision.code for decision in decisions} == {"ok", "insufficient_credits"}
+
+
+async def test_a_reserve_sent_again_after_redis_was_lost_holds_once(deps: Deps):
+    await deps.quota.reserve("u", "event", 90, key="h", now=NOON)
+    await drained(deps)
+    await lose_redis(deps)
+
+    again = await deps.quota.reserve("u", "event", 90, key="h", now=NOON)
+
+    assert again.decision.replayed
+    assert await used(deps, "u", "event/day") == 90
+    with pytest.raises(KeyConflictError):
+        await deps.quota.reserve("u", "event", 1, key="h", now=NOON)
+
+
+async def test_a_hold_is_found_and_paid_for_after_redis_was_lost(deps: Deps, apply_tiers: Any):
+    await apply_tiers(deps, PRICED)
+    await deps.quota.reserve("u", "gone", 1, key="other", now=NOON)
+    await deps.quota.reserve("u", "unit", 10, key="h", now=NOON)
+    await drained(deps)
+    await lose_redis(deps)
+
+    assert (await deps.quota.commit("u", "h", 3, now=NOON)).as_dict()["cost"] == "1.5"
+
+
+async def test_a_roll_does_not_forget_a_hold_that_came_meanwhile(deps: Deps):
+    await deps.quota.consume("u", "event", now=NOON)
+    held = asyncio.Event()
+
+    call = ScriptCaller.call
+
+    async def late(caller: ScriptCaller, of: Any, keys: Any, arguments: Any) -> Any:
+        if of is script("roll") and not held.is_set():  # it has read, and is about to write
+            held.set()
+            await deps.quota.reserve("u", "event", 10, key="h", ttl=30, now=NOON)
+        return await call(caller, of, keys, arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptCaller, "call", late)
+        await deps.quota.roll("u", now=NOON)
+
+    assert held.is_set()
+    assert (await deps.quota.check("u", "event", 99, now=LATER)).allowed
+    assert (await deps.quota.commit("u", "h", now=LATER)).status == "expired"
+
+
+@pytest.mark.parametrize("field", ["head", "profile"])
+async def test_what_an_older_version_left_of_a_user_is_loaded_again(deps: Deps, field: str):
+    await deps.quota.consume("u", "event", 3, now=NOON)
+    shard = deps.keys.shard_of(parse_user_id("u").id)
+    name = parse_user_id("u").id.hex
+    if field == "head":
+        head = (await deps.redis.hget(shard.user_of(name), "h")).rsplit(b",", 1)[0]
+        await deps.redis.hset(shard.user_of(name), "h", head)
+    else:
+        await deps.redis.set(shard.grants_of(name), b'[["UTC", 0, 1], [], 0, 0, 0, {}]')
+        await deps.quota.roll("u", now=NOON)
+
+    assert (await deps.quota.consume("u", "event", now=NOON)).used == 4
+    assert await used(deps, "u", "event/day") == 4
+
+
+async def test_what_a_block_raises_is_seen_though_the_hold_cannot_be_released(deps: Deps):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 -- the block is what is tested
+        async with deps.quota.reserve("u", "event", 10, now=NOON):
+            await lose_redis(deps)
+            raise ZeroDivisionError
