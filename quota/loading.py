@@ -82,6 +82,9 @@ class Loader(Protocol):
             UnknownUserError
         """
 
+    async def ended(self, keys: Keys, user: User, key: str) -> dict[str, Any] | None:
+        """How the hold *key* of *user* ended: status, amount, cost_micro; None: it is open, or there is none."""
+
 
 def refusal_of(error: QuotaError) -> dict[str, Any]:
     """The answer that says *error*, for `RequestLoader` to raise again."""
@@ -207,7 +210,8 @@ class RequestLoader:
         }
         request = {"refund": asked}
         answer = await self._request(keys, request, withdraw=True, timeout_s=self._refund_timeout_s)
-        return _answered(answer)
+        found: dict[str, Any] = _answered(answer)
+        return found
 
     async def explain(self, keys: Keys, user: User, feature: str, *, now_ms: int) -> dict[str, Any]:
         """Ask a worker what is stored; see `Loader.explain`.
@@ -216,7 +220,22 @@ class RequestLoader:
             QuotaUnavailableError: no worker answered in time.
         """
         asked = {"user": user.text, "feature": feature, "now_ms": now_ms}
-        return _answered(await self._request(keys, {"explain": asked}, withdraw=True))
+        found: dict[str, Any] = _answered(
+            await self._request(keys, {"explain": asked}, withdraw=True)
+        )
+        return found
+
+    async def ended(self, keys: Keys, user: User, key: str) -> dict[str, Any] | None:
+        """Ask a worker how a hold ended; see `Loader.ended`.
+
+        Raises:
+            QuotaUnavailableError: no worker answered in time.
+        """
+        asked = {"user": user.text, "key": key}
+        found: dict[str, Any] | None = _answered(
+            await self._request(keys, {"ended": asked}, withdraw=True)
+        )
+        return found
 
     async def _load_some(
         self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int, late: bool
@@ -270,10 +289,9 @@ class RequestLoader:
         return answer
 
 
-def _answered(answer: dict[str, Any]) -> dict[str, Any]:
+def _answered(answer: dict[str, Any]) -> Any:
     """What was asked for; raises what it was refused with."""
     if "refused" in answer:
         refused = answer["refused"]
         raise REFUSALS.get(refused["code"], QuotaUnavailableError)(*refused["args"])
-    found: dict[str, Any] = answer["answer"]
-    return found
+    return answer["answer"]

@@ -21,6 +21,7 @@ from quota.loading import LoadGroups
 from quota.scripts import ScriptCaller, script
 from quota.values import instant_of
 from service.changes import Stores
+from service.ended import ended_hold
 from service.explain import stored_standing
 from service.installing import Loaded, install
 from service.refunds import LATE_GRACE_MS, refund
@@ -132,6 +133,11 @@ class DatabaseLoader:
                 at_ms=now_ms or await _server_ms(self._redis),
                 grace_ms=self._late_ms,
             )
+
+    async def ended(self, keys: Keys, user: User, key: str) -> dict[str, Any] | None:
+        """How a hold ended; see `quota.loading.Loader`."""
+        with _outages_told():
+            return await ended_hold(self._database, self._redis, keys, user, key)
 
     async def load_users(
         self,

@@ -47,8 +47,13 @@ class _Explain(msgspec.Struct):
     now_ms: int
 
 
+class _Ended(msgspec.Struct):
+    user: str
+    key: str
+
+
 class _Request(msgspec.Struct):
-    """A load of users or of a whole shard, unless it is one of the other two."""
+    """A load of users or of a whole shard, unless it is one of the other three."""
 
     reply: str
     shard: int = -1
@@ -57,6 +62,7 @@ class _Request(msgspec.Struct):
     late: bool = False
     refund: _Refund | None = None
     explain: _Explain | None = None
+    ended: _Ended | None = None
 
 
 class LoadServer:
@@ -152,11 +158,7 @@ class LoadServer:
 
     async def _answer(self, request: _Request) -> dict[str, Any]:
         try:
-            if request.refund is not None:
-                return await self._refund(request.refund)
-            if request.explain is not None:
-                return await self._explain(request.explain)
-            return await self._load(request)
+            return await self._carry_out(request)
         except QuotaUnavailableError as error:
             return {"error": str(error)}
         except QuotaError as error:
@@ -164,6 +166,15 @@ class LoadServer:
         except Exception as error:  # PostgreSQL is down, no tiers, …: the asker is to know
             _log.warning("loads.failed", error=str(error), kind=type(error).__name__)
             return {"error": f"{type(error).__name__}: {error}"}
+
+    async def _carry_out(self, request: _Request) -> dict[str, Any]:
+        if request.refund is not None:
+            return await self._refund(request.refund)
+        if request.explain is not None:
+            return await self._explain(request.explain)
+        if request.ended is not None:
+            return await self._ended(request.ended)
+        return await self._load(request)
 
     async def _load(self, request: _Request) -> dict[str, Any]:
         try:
@@ -198,3 +209,7 @@ class LoadServer:
         user = parse_user_id(asked.user)
         found = await self._loader.explain(self._keys, user, asked.feature, now_ms=asked.now_ms)
         return {"answer": found}
+
+    async def _ended(self, asked: _Ended) -> dict[str, Any]:
+        user = parse_user_id(asked.user)
+        return {"answer": await self._loader.ended(self._keys, user, asked.key)}
