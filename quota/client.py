@@ -431,20 +431,33 @@ class Quota:
         release: bool = False,
     ) -> Settlement:
         user, key, now_ms = parse_user_id(user_id), parse_key(hold_id), _now_ms(now)
+        wanted = "released" if release else "committed"
         try:
             held = await self._asker.held(user, key)
             ask = _ending(user, key, held, units, release=release)
             try:
                 at_ms, replies = await self._asker.answer(ask, user, now_ms)
-            except UnknownHoldError:
-                if held is not None or (held := await self._asker.held(user, key)) is None:
-                    raise  # else the user was not in Redis, and is now
-                ask = _ending(user, key, held, units, release=release)
+            except UnknownHoldError as unknown:
+                found = await self._asker.held(user, key) if held is None else None
+                if found is None:
+                    return replace(await self._ended(user, key, unknown), wanted=wanted)
+                # The user was not in Redis, and is now.
+                ask = _ending(user, key, found, units, release=release)
                 at_ms, replies = await self._asker.answer(ask, user, now_ms)
         except RedisError as error:
             raise QuotaUnavailableError(str(error)) from error
-        settlement = settlement_of(replies[0], ask.records[0], at_ms)
-        return replace(settlement, wanted="released") if release else settlement
+        return replace(settlement_of(replies[0], ask.records[0], at_ms), wanted=wanted)
+
+    async def _ended(self, user: User, key: str, unknown: UnknownHoldError) -> Settlement:
+        """How a hold ended that Redis does not know any more: PostgreSQL does."""
+        try:
+            ended = await self._loader.ended(self._asker.keys, user, key)
+        except QuotaUnavailableError as error:
+            _log.warning("nobody to ask how hold %s ended: %s", key, error)
+            ended = None
+        if ended is None:
+            raise unknown
+        return Settlement(key, ended["status"], ended["amount"], ended["cost_micro"], replayed=True)
 
 
 def _ending(user: User, key: str, held: Held | None, units: int | None, *, release: bool) -> Ending:

@@ -352,3 +352,15 @@ async def test_what_a_block_raises_is_seen_though_the_hold_cannot_be_released(de
         async with deps.quota.reserve("u", "event", 10, now=NOON):
             await lose_redis(deps)
             raise ZeroDivisionError
+
+
+async def test_how_a_hold_ended_is_told_after_redis_was_lost(deps: Deps):
+    await deps.quota.reserve("u", "event", 10, key="h", now=NOON)
+    await deps.quota.commit("u", "h", 4, now=NOON)
+    await drained(deps)
+    await lose_redis(deps)
+
+    for verb in (deps.quota.commit, deps.quota.release):
+        settlement = await verb("u", "h", now=NOON)
+        assert (settlement.status, settlement.amount) == ("committed", 4)
+        assert settlement.replayed
