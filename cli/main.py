@@ -39,7 +39,9 @@ _COMMANDS = {
     "refund": ("cli.refund", "Take a usage record back, and give its credits back."),
     "balance": ("cli.balance", "Show a user's credits, grants and limits."),
     "explain": ("cli.explain", "Show why a user may use a feature once more, or may not."),
+    "verify": ("cli.verify", "Compare every figure with the records that it comes from."),
     "user": ("cli.user", "Make a user, or change a tier or calendar."),
+    "chaos": ("cli.chaos", "Kill and pause real processes under load, and count what is lost."),
     "replay": ("cli.replay", "Run scenario files on real servers, and compare."),
 }
 _EXIT_INTERRUPTED = 130  # as a shell reports a program that Ctrl-C ended

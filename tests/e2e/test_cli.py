@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 # Each command is a process that begins with the imports done: they take longer than all the rest.
 FORKER = """
 import json, os, sys
-import cli.balance, cli.grant, cli.main, cli.migrate, cli.refund, cli.reset, cli.tiers, cli.user, cli.void
+import cli.balance, cli.grant, cli.main, cli.migrate, cli.refund, cli.reset, cli.tiers, cli.user, cli.verify, cli.void
 for line in sys.stdin:
     ask = json.loads(line)
     if not (child := os.fork()):
@@ -126,6 +128,18 @@ def allotment(shell: Shell, database_url: str, redis_url: str, prefix: str) -> A
         return shell.run(*words, **(servers | environment))
 
     return call
+
+
+@pytest.fixture
+def psql(database_url: str) -> Callable[[str], None]:
+    """Runs a statement on the database behind the commands' back."""
+
+    async def execute(statement: str) -> None:
+        connection = await asyncpg.connect(database_url)
+        await connection.execute(statement)
+        await connection.close()
+
+    return lambda statement: asyncio.run(execute(statement))
 
 
 @pytest.fixture
@@ -439,3 +453,43 @@ def test_another_number_of_shards_is_refused(with_tiers):
     error = with_tiers("balance", "u", "--json", SHARDS="7").error
 
     assert (error["code"], error["field"]) == ("invalid_setting", "SHARDS")
+
+
+def test_verify_finds_what_was_falsified_and_repairs_it(with_tiers, psql):
+    for user in ("u", "v"):
+        with_tiers("grant", user, "20", "--id", "gift")
+    clean = with_tiers("verify", "--json")
+    psql("UPDATE credit_grants SET left_micro = left_micro + 500000")
+
+    found = with_tiers("verify", "--json")
+    shown = with_tiers("verify", "--user", "v")
+    repaired = with_tiers("verify", "--fix", "--json")
+    again = with_tiers("verify")
+
+    assert [ran.code for ran in (clean, found, shown, repaired, again)] == [0, 1, 1, 0, 0]
+    assert clean.answer == {
+        "users": 2, "found": 0, "repaired": 0, "remaining": 0, "figures": {}, "differences": [],
+    }  # fmt: skip
+    assert found.answer["figures"] == {"credit_grants.left_micro": 2}
+    one = next(one for one in found.answer["differences"] if one["user"] == "v")
+    assert one == {
+        "user": "v", "figure": "credit_grants.left_micro", "of": "gift", "stored": "20.5",
+        "expected": "20", "repairable": True, "repaired": False,
+    }  # fmt: skip
+    assert "credit_grants.left_micro" in shown.out
+    assert "users: 1, differences: 1" in shown.out
+    assert (repaired.answer["repaired"], repaired.answer["remaining"]) == (2, 0)
+    assert "every figure is what the records come to" in again.out
+    assert with_tiers("verify", "--user", "nobody", "--json").error["field"] == "user"
+
+
+def test_verify_lists_what_it_can_not_repair(with_tiers, psql):
+    with_tiers("grant", "u", "20", "--id", "gift")
+    psql("DELETE FROM credit_entries")
+
+    ran = with_tiers("verify", "--fix", "--json")
+    shown = with_tiers("verify", "--fix")
+
+    assert (ran.code, shown.code) == (1, 1)
+    assert (ran.answer["repaired"], ran.answer["remaining"]) == (0, 2)
+    assert "not repairable" in shown.out

@@ -12,7 +12,7 @@ from cli.main import run
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     ["up"], ["serve"], ["worker"], ["migrate"], ["tiers"], ["tiers", "apply"], ["tiers", "show"],
-    ["grant"], ["balance"], ["explain"], ["user"], ["user", "set"], ["replay"], ["demo"],
+    ["grant"], ["balance"], ["explain"], ["user"], ["user", "set"], ["replay"], ["demo"], ["verify"], ["chaos"],
 ]  # fmt: skip
 
 

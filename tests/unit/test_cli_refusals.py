@@ -33,6 +33,7 @@ REFUSED = [
     *((["grant", "u", "5", "--priority", value], "priority") for value in NUMBERS),
     *((["balance", value], "user") for value in USERS),
     *((["user", "set", value], "user") for value in USERS),
+    *((["verify", "--user", value], "user") for value in USERS),
     *((["user", "set", "u", "--timezone", value], "timezone") for value in ZONES),
     *((["user", "set", "u", "--anchor", value], "anchor") for value in INSTANTS),
     *(
