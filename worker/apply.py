@@ -82,19 +82,21 @@ async def _apply(database: Database, shard: int, run: Entries, write: Write) -> 
         if row is None or row["last_entry_id"] != run.after:
             return None
         written = await write(connection, run.lines)
+        if written.stale:  # Redis has to load these users again
+            await connection.execute(statement("worker", "note_stale"), [*written.stale])
         unreadable = [*run.unreadable, *written.poison]
         await _quarantine(connection, shard, unreadable)
         admitted = len(run.lines) + len(run.unreadable)
         await connection.execute(statement("worker", "advance_shard"), shard, run.last, admitted)
     applied = admitted - written.repeats - len(unreadable)
-    return Applied(admitted, applied, written.repeats, len(unreadable), written.stale_users)
+    return Applied(admitted, applied, written.repeats, len(unreadable), len(written.stale))
 
 
 class Written(NamedTuple):
     """What became of lines: repeats, users whose standing in Redis is off by them, and what was refused."""
 
     repeats: int
-    stale_users: int
+    stale: set[UUID]
     poison: list[Unreadable]
 
 
@@ -113,13 +115,15 @@ async def _write_sound_lines(
             number for number, (_, line, _, _, _) in enumerate(lines) if line.number == 0 and number
         ]
         if not heads:
-            return Written(0, 0, [_poison(one, error) for one in lines])
+            # Redis counted them when it let them in.
+            stale = {user_id for user_id, *_ in lines}
+            return Written(0, stale, [_poison(one, error) for one in lines])
         middle = min(heads, key=lambda number: abs(number - len(lines) // 2))
     first = await _write_sound_lines(write_lines, connection, lines[:middle])
     second = await _write_sound_lines(write_lines, connection, lines[middle:])
     return Written(
         first.repeats + second.repeats,
-        first.stale_users + second.stale_users,
+        first.stale | second.stale,
         [*first.poison, *second.poison],
     )
 
@@ -135,17 +139,15 @@ async def _write_lines(
 ) -> Written:
     """Write *lines* down, whole."""
     if not lines:
-        return Written(0, 0, [])
+        return Written(0, set(), [])
     keys = keyed(lines)
     members = await members_of(connection, lines)
     repeated = await _repeated(connection, lines, keys)
     batch = fold(lines, keys, repeated, members, late_grace_ms=late_grace_ms)
     await write(connection, batch)
     repeated.update(batch.ignored)
-    stale = {lines[number][0] for number in repeated}
-    if stale:  # Redis counted the repeats once more: it has to load these users again
-        await connection.execute(statement("worker", "note_stale"), list(stale))
-    return Written(len(repeated), len(stale), [])
+    # Redis counted the repeats once more.
+    return Written(len(repeated), {lines[number][0] for number in repeated}, [])
 
 
 async def _repeated(

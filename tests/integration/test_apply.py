@@ -168,6 +168,20 @@ async def test_a_count_that_postgresql_cannot_hold_is_set_aside(deps: Deps) -> N
         assert await connection.fetchval("SELECT count(*) FROM quarantined_records") >= 1
 
 
+async def test_what_is_set_aside_does_not_stay_counted_in_redis(deps: Deps) -> None:
+    await deps.quota.record("user-1", "tokens", 1)
+    await deps.drain.run(seconds_max=5)
+    async with deps.database.connection() as connection:
+        await connection.execute("UPDATE feature_usage SET usage_count = 9223372036854775807 - 2")
+    await deps.quota.record("user-1", "tokens", 2)
+    await deps.quota.record("user-1", "tokens", 3)  # more than PostgreSQL can count
+    assert (await deps.quota.check("user-1", "tokens")).used == 6
+
+    await deps.drain.run(seconds_max=10)
+
+    assert (await deps.quota.check("user-1", "tokens")).used == 3
+
+
 async def test_an_entry_of_a_newer_version_is_left_for_a_newer_worker(deps: Deps) -> None:
     shard = deps.keys.shard_of(USER.id)
     await deps.quota.record("user-1", "tokens", 1)
