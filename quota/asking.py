@@ -67,6 +67,8 @@ class Asker:
         self._timeout_s = timeout_s
         self._load_timeout_s = load_timeout_s
         self._rolls: dict[UUID, asyncio.Future[None]] = {}
+        self.newest = NO_RULES  # of the rules that any shard was seen to have
+        self.allow_on_outage = False  # by these
         self._open(shards)
 
     async def close(self) -> None:
@@ -139,6 +141,21 @@ class Asker:
             )
             heads = [*names, keys.log, keys.meta, keys.due, *keys.marks, keys.tallies]
             await caller.call(script("roll"), heads, arguments)
+        finally:
+            await caller.close()
+
+    async def clock_ms(self, user: User) -> int:
+        """The instant by the server of the user's shard.
+
+        Raises:
+            RedisError
+        """
+        keys = self.keys.shard_of(user.id)
+        names = [keys.meta, keys.user_of(user.id.hex), keys.grants_of(user.id.hex)]
+        caller = ScriptCaller(self._redis, timeout_s=self._timeout_s)
+        try:
+            at_ms: int = (await caller.call(script("read"), names, [0]))[0]
+            return at_ms
         finally:
             await caller.close()
 
@@ -273,11 +290,13 @@ class Asker:
         if text is None:
             return False
         stored = json.loads(text)
-        self._gates[shard.index].rules = Rules.from_document(
+        rules = self._gates[shard.index].rules = Rules.from_document(
             stored["document"],
             version=stored["version"],
             applied_at_ms=stored.get("applied_at_ms", 0),
         )
+        if rules.version >= self.newest.version:
+            self.newest, self.allow_on_outage = rules, rules.allow_on_outage
         return True
 
 

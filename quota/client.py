@@ -26,6 +26,7 @@ from quota.gate import NotReadyError
 from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse_ttl
 from quota.keys import PREFIX_DEFAULT, SHARDS_DEFAULT
 from quota.loading import RequestLoader
+from quota.outage import Outage
 from quota.prices import cost_of_units
 from quota.receipt import Receipt
 from quota.refund import Refund
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from quota.scripts import Client
     from quota.values import User
 
+    _First = Answer | NotReadyError | RedisError | None  # what a call met that came already
+
 __all__ = ["Quota"]
 
 TIMEOUT_S = 1.0  # for one call to Redis; a gate that is slower than this is down
@@ -88,7 +91,13 @@ class Quota:
         loader: Loader | None = None,
         timeout_s: float = TIMEOUT_S,
         load_timeout_s: float = LOAD_TIMEOUT_S,
+        on_outage: bool = True,
     ) -> None:
+        """Work with *redis*, which stays the caller's.
+
+        Without *on_outage* nothing is admitted while Redis can not be reached, whatever the rules
+        allow: for who can keep a record himself, and better than in memory, as a queue does.
+        """
         self._redis = redis
         self._owns_redis = False
         self._loader = loader or RequestLoader(redis, timeout_s=load_timeout_s)
@@ -100,6 +109,9 @@ class Quota:
             timeout_s=timeout_s,
             load_timeout_s=load_timeout_s,
         )
+        self._outage = Outage(self._asker, redis, timeout_s=timeout_s)
+        self._on_outage = on_outage
+        self._load_timeout_s = load_timeout_s
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -115,10 +127,19 @@ class Quota:
         await self.close()
 
     async def close(self) -> None:
-        """Finish the calls that wait and give the connections back."""
+        """Finish the calls that wait and give the connections back.
+
+        What was admitted without Redis is tried once more; the log says what could not be recorded.
+        """
+        await self._outage.close(timeout_s=self._load_timeout_s)
         await self._asker.close()
         if self._owns_redis:
             await self._redis.aclose()
+
+    @property
+    def unrecorded(self) -> int:
+        """How many records were admitted without Redis, and wait for it in the memory of this process."""
+        return len(self._outage)
 
     async def consume(
         self,
@@ -190,17 +211,19 @@ class Quota:
                     )
                 )
         outcomes = await asyncio.gather(*(future for *_, future in asked), return_exceptions=True)
-        again: list[tuple[int, UsageRecord, Ask, Answer | NotReadyError | None]] = []
+        again: list[tuple[int, UsageRecord, Ask, _First]] = []
         for (place, record, ask, _), outcome in zip(asked, outcomes, strict=True):
             if not isinstance(outcome, BaseException) and isinstance(outcome[1][0], bytes):
-                answers[place] = decision_of(outcome[1][0], record, outcome[0])
+                answers[place] = self._decided(outcome[1][0], record, outcome[0])
             else:
                 again.append(
                     (
                         place,
                         record,
                         ask,
-                        outcome if isinstance(outcome, (NotReadyError, tuple)) else None,
+                        outcome
+                        if isinstance(outcome, (NotReadyError, RedisError, tuple))
+                        else None,
                     )
                 )
         # All at once: users that have to be loaded share a request, and a user's calls one load.
@@ -238,10 +261,13 @@ class Quota:
         ask = Ask(RECORD, records, repeatable=payload.get("key") is not None)
         try:
             at_ms, replies = await self._asker.answer(ask, records[0].user, now_ms)
-        except RedisError as error:
-            raise QuotaUnavailableError(str(error)) from error
+        except (RedisError, QuotaUnavailableError) as error:
+            admitted = self._outage.decide(ask, error, now_ms) if self._on_outage else None
+            if admitted is None:
+                raise QuotaUnavailableError(str(error)) from error
+            return Receipt(len(records), admitted[0].replayed, records[0].key, tuple(admitted))
         lines = [
-            decision_of(reply, record, at_ms)
+            self._decided(reply, record, at_ms)
             for reply, record in zip(replies, records, strict=True)
         ]
         if not lines[0]:
@@ -392,16 +418,33 @@ class Quota:
         ask: Ask,
         record: UsageRecord,
         now_ms: int,
-        first: Answer | NotReadyError | None = None,
+        first: _First = None,
     ) -> Decision:
+        if isinstance(first, RedisError):
+            return self._without_redis(ask, record, first, now_ms)
         try:
             at_ms, replies = await self._asker.answer(ask, record.user, now_ms, first)
         except UnknownUserError:
             return _undecided(UNKNOWN_USER, record, now_ms)
         except (RedisError, QuotaUnavailableError) as error:
-            _log.warning("quota unavailable: %s", error)
-            return _undecided(UNAVAILABLE, record, now_ms)
-        return decision_of(replies[0], record, at_ms)
+            return self._without_redis(ask, record, error, now_ms)
+        return self._decided(replies[0], record, at_ms)
+
+    def _decided(self, reply: bytes, record: UsageRecord, at_ms: int) -> Decision:
+        decision = decision_of(reply, record, at_ms)
+        if self._asker.allow_on_outage:
+            self._outage.saw(record.user, decision)
+        return decision
+
+    def _without_redis(
+        self, ask: Ask, record: UsageRecord, error: Exception, now_ms: int
+    ) -> Decision:
+        """The decision by the outage policy of the feature, else that there is none."""
+        admitted = self._outage.decide(ask, error, now_ms) if self._on_outage else None
+        if admitted is not None:
+            return admitted[0]
+        _log.warning("quota unavailable: %s", error)
+        return _undecided(UNAVAILABLE, record, now_ms)
 
     async def _reserve(
         self,

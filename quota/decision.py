@@ -7,7 +7,7 @@ Change both or neither.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from quota.values import AMOUNT_MAX, MICRO_MAX, credits_of, instant_of, instant_text
 
@@ -30,6 +30,7 @@ __all__ = [
     "Decision",
     "Limit",
     "LimitState",
+    "LocalDecision",
     "Standing",
     "decide",
     "remaining_of",
@@ -120,6 +121,8 @@ class Decision:
     now_ms: int
     key: str
     replayed: bool = False
+    # Whether it was made without Redis. Of the class, because a field would cost every call.
+    local: ClassVar[bool] = False
 
     def __bool__(self) -> bool:
         return self.allowed
@@ -191,6 +194,7 @@ class Decision:
             "retry_after": self.retry_after,
             "credits": format(self.credits, "f"),
             "replayed": self.replayed,
+            "local": self.local,
             "key": self.key,
             "limits": [state.as_dict() for state in self.limits],
         }
@@ -200,6 +204,13 @@ class Decision:
         if self.code != LIMIT_EXCEEDED:
             return []
         return [state for state in self.limits if _denies(state, self.amount)]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDecision(Decision):
+    """An answer while Redis could not be reached: nothing is known of limits, cost and credits."""
+
+    local: ClassVar[bool] = True
 
 
 def decide(

@@ -15,6 +15,8 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
 from quota.errors import (
     InvalidValueError,
     KeyConflictError,
@@ -148,7 +150,9 @@ class LoadGroups:
                 unknown = await self._load(keys, keys.shards[shard], some, now_ms=now_ms, late=late)
             except Exception as error:  # the edge of a task: whoever waits has to learn of it
                 for future in futures.values():
-                    future.set_exception(QuotaUnavailableError(str(error)))
+                    told = QuotaUnavailableError(str(error))
+                    told.__cause__ = error  # tells an outage of Redis from one of PostgreSQL
+                    future.set_exception(told)
                     future.exception()  # a caller that gave up does not read it
             else:
                 gone = {user.text for user in unknown}
@@ -260,7 +264,8 @@ class RequestLoader:
                     keys, request, withdraw=withdraw, timeout_s=timeout_s
                 )
         except TimeoutError:
-            raise QuotaUnavailableError(f"Redis did not answer within {timeout_s} s") from None
+            reason = f"Redis did not answer within {timeout_s} s"
+            raise QuotaUnavailableError(reason) from RedisTimeoutError(reason)
 
     async def _asked_and_answered(
         self, keys: Keys, request: dict[str, Any], *, withdraw: bool, timeout_s: float

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 
+from quota.outage import TALLY
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -157,6 +159,12 @@ class Tallies:
         )
         admitted.add_metric([], sum(counts.get("lines", 0) for counts in self._shards.values()))
         yield admitted
+        outage = CounterMetricFamily(
+            "allotment_outage_admitted",
+            "Records that applications admitted while they could not reach Redis, recorded afterwards",
+        )
+        outage.add_metric([], sum(counts.get(TALLY, 0) for counts in self._shards.values()))
+        yield outage
         decisions = CounterMetricFamily(
             "allotment_decisions", "Decisions", labels=["verb", "outcome"]
         )

@@ -91,6 +91,12 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             late_ms=late_ms,
             settle=partial(drain.run, seconds_max=_SETTLE_SECONDS_MAX),
         )
-        quota = Quota(redis, prefix=settings.key_prefix, shards=settings.shards, loader=loader)
+        quota = Quota(
+            redis,
+            prefix=settings.key_prefix,
+            shards=settings.shards,
+            loader=loader,
+            on_outage=False,  # a job that is run again keeps its record better than our memory
+        )
         async with quota:
             yield Deps(settings, database, redis, keys, loader, quota, drain, metrics, registry)

@@ -36,6 +36,8 @@ __all__ = ["InMemoryQuota"]
 class InMemoryQuota(Installation):
     """Answers as a `Quota` does, by the same rules, and forgets everything with the process.
 
+    It is never out of reach, so what rules say of an outage (`on_outage`) has no effect here.
+
     Beside the verbs of `Quota` it has those that an operator has, to set a scene; see `Installation`.
     """
 

@@ -257,6 +257,7 @@ def test_a_decision_becomes_json():
         "retry_after": None,
         "credits": "98.5",
         "replayed": False,
+        "local": False,
         "key": "k",
         "limits": [
             {
