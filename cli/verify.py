@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -78,7 +79,10 @@ async def _verify(output: Output, user: User | None, *, fix: bool) -> Report:
                 tell=lambda done, total: bar.update(task, completed=done, total=total),
             )
         if report.mended:
-            await drop_stale_users(session.database, session.redis, session.keys)
+            try:
+                await drop_stale_users(session.database, session.redis, session.keys)
+            except RedisError as error:  # repaired it is, and the worker finds the note of it
+                output.note(f"users will be loaded again once Redis answers: {error}")
     output.result(_answer(report), *_shown(report, fix=fix))
     return report
 
