@@ -39,6 +39,10 @@ _COMMANDS = {
     "refund": ("cli.refund", "Take a usage record back, and give its credits back."),
     "balance": ("cli.balance", "Show a user's credits, grants and limits."),
     "explain": ("cli.explain", "Show why a user may use a feature once more, or may not."),
+    "reconcile": (
+        "cli.reconcile",
+        "Compare Redis with PostgreSQL, and have who differs loaded anew.",
+    ),
     "verify": ("cli.verify", "Compare every figure with the records that it comes from."),
     "user": ("cli.user", "Make a user, or change a tier or calendar."),
     "chaos": ("cli.chaos", "Kill and pause real processes under load, and count what is lost."),

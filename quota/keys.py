@@ -58,6 +58,7 @@ class Keys:
         self.shards = [ShardKeys(prefix, index) for index in range(shards)]
         # Not of any shard: a request to load names its shard itself.
         self.loads = f"{prefix}:loads"
+        self.sweep = f"{prefix}:sweep"  # string: how far reconcile went through the users
 
     def shard_of(self, user_id: UUID) -> ShardKeys:
         """The shard of a user; ids are random in their low bits, so users spread evenly."""

@@ -19,6 +19,7 @@ from service.jobs import QUARANTINE_JOB, RECORD_USAGE, deserialize_job, serializ
 from worker.deps import SOCKET_TIMEOUT_S, Deps, open_deps
 from worker.jobs import drain_log, keep_partitions, quarantine_job, record_usage, tidy_logs
 from worker.load_server import LoadServer
+from worker.reconciling import reconcile_users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -161,6 +162,8 @@ def _ticks_worker(deps: Deps) -> Worker:
         # Random ids: a fixed one loses the wake-up that comes while the job runs.
         cron(drain_log, second=set(range(60)), unique=False, run_at_startup=True),
         cron(tidy_logs, second={15, 45}, unique=False),
+        # Behind the tidying, so that a round finds few other jobs at its side.
+        cron(reconcile_users, second={5, 20, 35, 50}, unique=False),
         cron(keep_partitions, hour={0, 6, 12, 18}, minute=7, run_at_startup=True, unique=False),
     ]
     return _arq_worker(
