@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-__all__ = ["Database", "driver_of", "statement"]
+__all__ = ["Database", "NotDurableError", "driver_of", "durable_transaction", "statement"]
 
 _COMMAND_TIMEOUT_S = (
     60  # no statement of ours takes longer; a dead server must not hold a worker for ever
@@ -30,6 +30,10 @@ _SERVER_SETTINGS = {
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
 }
+
+
+class NotDurableError(Exception):
+    """PostgreSQL committed, and warned that no standby may have it: a failover could undo it."""
 
 
 @cache
@@ -85,6 +89,42 @@ class Database:
                 if driver.is_closed() or driver.is_in_transaction():
                     await pooled.invalidate()
                 raise
+
+
+@asynccontextmanager
+async def durable_transaction(connection: asyncpg.Connection[Any]) -> AsyncIterator[None]:
+    """A transaction that is not taken for committed when PostgreSQL warned of it.
+
+    Under synchronous replication a COMMIT whose wait for the standby is cancelled succeeds, with a
+    warning: it is seen here, and gone after a failover. What the warning says depends on the language of
+    the server, but nothing else is warned of at a COMMIT of ours.
+
+    Raises:
+        NotDurableError: there was a warning.
+    """
+    warnings: list[str] = []
+
+    def hear(_: object, message: asyncpg.PostgresLogMessage) -> None:
+        if (message.severity_en or message.severity) == "WARNING":
+            warnings.append(f"{message.sqlstate} {message.message}")
+
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    except BaseException:
+        if not connection.is_closed():
+            await transaction.rollback()
+        raise
+    # asyncpg tells its listeners before whoever waits for the COMMIT.
+    connection.add_log_listener(hear)
+    try:
+        await transaction.commit()
+    finally:
+        if not connection.is_closed():
+            connection.remove_log_listener(hear)
+    if warnings:
+        raise NotDurableError("; ".join(warnings))
 
 
 async def driver_of(session: AsyncSession) -> asyncpg.Connection[Any]:

@@ -9,21 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from quota.values import instant_of
-from service.database import statement
+from quota.wire import mark_of
+from service.database import durable_transaction, statement
 from service.usage_log import RESERVE, Entries, Unreadable
 from worker.batch import KEY_SKEW_MS, LATE_GRACE_MS, Keyed, fold, keyed
+from worker.holding import EXPIRED, RELEASED
 from worker.members import members_of
 from worker.writing import columns, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
-    from uuid import UUID
 
     from service.database import Database
 
@@ -67,6 +69,10 @@ async def apply_run(
 
     A record that says when it occurred counts there until *late_grace_ms* after the end of the period.
     None: another worker has the shard, or it moved on since the run was read.
+
+    Raises:
+        NotDurableError: a standby may lack it. It is not applied then, as far as anybody is told; the log
+            keeps it until a later commit was heard of by the standby (`worker.tidy`).
     """
     write_lines = partial(_write_lines, late_grace_ms=late_grace_ms)
     try:
@@ -76,7 +82,7 @@ async def apply_run(
 
 
 async def _apply(database: Database, shard: int, run: Entries, write: Write) -> Applied | None:
-    async with database.connection() as connection, connection.transaction():
+    async with database.connection() as connection, durable_transaction(connection):
         await connection.execute(_PLAN_EACH_RUN)
         row = await connection.fetchrow(statement("worker", "lock_shard"), shard)
         if row is None or row["last_entry_id"] != run.after:
@@ -154,6 +160,7 @@ async def _repeated(
     connection: asyncpg.Connection[Any], lines: Sequence[Any], keys: Keyed
 ) -> set[int]:
     """The numbers of the lines that were applied before, or stand twice in this run."""
+    reserved = await _reserved_before(connection, lines)
     known_ids: set[Any] = set()
     if keys.timed:
         first, last = (
@@ -177,12 +184,16 @@ async def _repeated(
         number for number in keys.timed if (lines[number][0], keys.ids[number]) in known_ids
     }
     repeated |= {number for number, mark in keys.marked if (lines[number][0], mark) in known_marks}
-    repeated |= await _reserved_before(connection, lines)
+    repeated |= reserved
     return _with_followers(lines, repeated)
 
 
 async def _reserved_before(connection: asyncpg.Connection[Any], lines: Sequence[Any]) -> set[int]:
-    """The numbers of the reserves whose key has a hold already, however that ended."""
+    """The numbers of the reserves whose key has a hold that is open, or was committed.
+
+    One that ended with nothing used gives way: Redis has admitted its key anew because it lost it, and
+    what its caller commits now is the first that counts.
+    """
     reserves = {
         number: (user_id, line.key)
         for number, (user_id, line, _, _, _) in enumerate(lines)
@@ -192,8 +203,13 @@ async def _reserved_before(connection: asyncpg.Connection[Any], lines: Sequence[
         return set()
     users, keys = zip(*reserves.values(), strict=True)
     rows = await connection.fetch(statement("worker", "repeated_holds"), users, keys)
-    known = {(row["user_id"], row["key"]) for row in rows}
-    return {number for number, key in reserves.items() if key in known}
+    known = {(row["user_id"], row["key"]): row["status"] for row in rows}
+    ended = [key for key, status in known.items() if status in (RELEASED, EXPIRED)]
+    if ended:
+        marks = [mark_of(user_id, key) for user_id, key in ended]
+        rows = [(*key, UUID(bytes=mark)) for key, mark in zip(ended, marks, strict=True)]
+        await connection.execute(statement("worker", "forget_ended_holds"), *columns(rows))
+    return {number for number, key in reserves.items() if key in known and key not in ended}
 
 
 def _instant(ms: int) -> datetime:

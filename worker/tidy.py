@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from service.database import statement
+from service.database import durable_transaction, statement
 from service.shards import entry_number
 
 if TYPE_CHECKING:
@@ -39,10 +39,18 @@ async def trim_logs(deps: Deps) -> None:
 
     Until then they can be applied again to a PostgreSQL that was set back; but where the log nears its
     bound, all that was applied goes.
+
+    Raises:
+        NotDurableError: under synchronous replication, no standby has heard of what was applied.
     """
     seconds, _ = await deps.redis.time()
     kept_ms = (int(seconds) - deps.settings.replay_seconds) * 1000
-    for shard, row in zip(deps.keys.shards, await _positions(deps), strict=True):
+    positions = await _positions(deps)
+    # A position may be that of a commit whose wait for the standby was cancelled. Once a later one was
+    # waited for to its end, the standby has that too.
+    async with deps.database.connection() as connection, durable_transaction(connection):
+        await connection.execute(statement("worker", "leave_mark"))
+    for shard, row in zip(deps.keys.shards, positions, strict=True):
         await _trim(deps, shard, row["last_entry_id"], kept_ms)
 
 

@@ -265,8 +265,10 @@ async def test_the_end_of_an_unknown_hold_is_a_repeat(deps: Deps) -> None:
 
 
 @pytest.mark.parametrize("key", ["mine", new_key(now_ms=START_MS)])
-@pytest.mark.parametrize("code", ["c", "r", None])
-async def test_a_key_reserves_once_for_ever(deps: Deps, key: str, code: str | None) -> None:
+@pytest.mark.parametrize("code", ["c", None])
+async def test_a_key_whose_hold_is_open_or_committed_reserves_once_for_ever(
+    deps: Deps, key: str, code: str | None
+) -> None:
     await log(deps, 0, [reserve(8, key, 0)])
     if code:
         await log(deps, 1, [(code, 8 * (code == "c"), key, 0)])
@@ -278,6 +280,26 @@ async def test_a_key_reserves_once_for_ever(deps: Deps, key: str, code: str | No
 
     assert (applied.applied, applied.duplicates, applied.stale_users) == (0, 1, 1)
     assert [await fetch(deps, COUNTED), await fetch(deps, STATUS)] == before
+
+
+@pytest.mark.parametrize("key", ["mine", new_key(now_ms=START_MS)])
+@pytest.mark.parametrize("code", ["r", f"x{EXPIRES_MS}"])
+async def test_a_key_that_redis_forgot_after_nothing_was_used_counts_when_it_is_committed_anew(
+    deps: Deps, key: str, code: str
+) -> None:
+    await give(deps, 10, name="a")
+    await log(deps, 0, [reserve(8, key, 8), (code, 0, key, 0)])
+    await apply(deps)
+    await log(deps, 40, [reserve(8, key, 8)])
+    await log(deps, 41, [("c", 5, key, 5)])
+
+    applied = await apply(deps)
+
+    assert (applied.applied, applied.duplicates) == (2, 0)
+    assert [amount for amount, *_ in await fetch(deps, LOGGED)] == [5]
+    assert [status for status, *_ in await fetch(deps, STATUS)] == ["committed"]
+    assert await left(deps) == {"a": 5}
+    assert [lifetime for *_, lifetime in await fetch(deps, COUNTED)] == [5]
 
 
 @pytest.mark.parametrize("key", ["mine", new_key(now_ms=START_MS)])
