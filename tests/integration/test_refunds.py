@@ -238,7 +238,7 @@ async def test_units_leave_the_periods_that_counted_them(deps: Deps):
 
 async def test_a_record_that_came_late_leaves_the_period_that_it_counted_in(deps: Deps):
     day = datetime(2025, 3, 3, tzinfo=UTC)
-    late = {"feature": "event", "occurred_at": day - timedelta(minutes=5)}
+    late: dict[str, Any] = {"feature": "event", "occurred_at": day - timedelta(minutes=5)}
     await use(deps, 1, feature="event", key="now", at=day + timedelta(minutes=10))
     await use(deps, 2, key="in grace", at=day + timedelta(minutes=20), **late)
     await use(deps, 4, key="too late", at=day + timedelta(minutes=70), **late)
@@ -295,7 +295,8 @@ async def test_without_a_user_a_log_that_is_behind_makes_no_key_unknown(
     deps: Deps, monkeypatch: pytest.MonkeyPatch
 ):
     await use(deps, 8)
-    monkeypatch.setitem(still.log_settled.__kwdefaults__, "wait_s", 0.05)
+    log_settled: Any = still.log_settled
+    monkeypatch.setitem(log_settled.__kwdefaults__, "wait_s", 0.05)
     stores = Stores(deps.database, deps.redis, deps.keys)
 
     with pytest.raises(QuotaUnavailableError, match="behind"):
@@ -427,7 +428,7 @@ async def test_a_worker_refunds_for_a_process_without_a_database(deps: Deps):
 
     done = await deps.quota.refund("k", 3, user_id="user-1", now=hours(1))
 
-    assert (done.amount, done.credits, done.note) == (3, 3, None)
+    assert (done.amount, int(done.credits), done.note) == (3, 3, None)
     assert (await deps.quota.balance("user-1", now=hours(1))).credits == 15
 
 

@@ -18,7 +18,7 @@ from quota.errors import (
 )
 from quota.rules import Rules
 from quota.values import MICRO, instant_ms, parse_user_id
-from service import changes
+from service import changes, still
 from service.changes import Stores
 from service.credits import Reset, Void, reset_credits, void_grant
 from service.grants import add_grant
@@ -244,7 +244,8 @@ async def test_nothing_changes_while_the_log_is_behind_and_nobody_applies_it(
     deps: Deps, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("service.still.WAIT_S", 0.2)
-    monkeypatch.setitem(changes.standing_still.__wrapped__.__kwdefaults__, "wait_s", 0.2)
+    standing_still: Any = still.standing_still
+    monkeypatch.setitem(standing_still.__wrapped__.__kwdefaults__, "wait_s", 0.2)
     await give(deps, 100)
     await use(deps, 30, at=hours(1))
     stores = Stores(deps.database, deps.redis, deps.keys)
