@@ -15,6 +15,7 @@ from bench.applying import apply_vs_copy
 from bench.burning import burn_over_many_grants
 from bench.end_to_end import end_to_end_vs_naive
 from bench.keeping_up import fail_over, lag_at
+from bench.loading import cold_loads
 from bench.report import Numbers, rounded, show
 from bench.scale import FULL, QUICK
 from bench.stage import forget_environment, open_stage
@@ -68,6 +69,8 @@ async def measure(scale: Scale) -> Numbers:
             numbers |= await lag_at(stage, scale, per_second=half)
             status.update("killing a worker")
             numbers |= await fail_over(stage, scale, per_second=half)
+            status.update("loading users")
+            numbers |= await cold_loads(stage, scale)
     return numbers | {"seconds": time.perf_counter() - started}
 
 

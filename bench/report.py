@@ -44,6 +44,10 @@ ROWS = (
     Row("burn_of_1000_grants_ms", "a burn over 1 000 grants, ms", "≤", 2),
     Row("lag_p99_seconds", "committed lag at half load, p99, s", "≤", 1.5),
     Row("fail_over_seconds", "fail-over of a killed worker, s", "≤", 5),
+    Row("cold_load_ms", "a cold load, ms", ""),
+    Row("cold_load_10k_ms", "… with 10 000 lines not applied in the shard", "≤", 5),
+    Row("cold_load_1m_ms", "… with a million", "≤", 100),
+    Row("cold_load_first_1m_ms", "… the first of a process", ""),
 )
 
 

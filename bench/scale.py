@@ -22,6 +22,8 @@ class Scale:
     redis_calls: int
     burns: int
     lag_seconds: float
+    loads: int
+    large_backlog: bool  # a million lines more, which take their time to be made
 
 
 FULL = Scale(
@@ -34,6 +36,8 @@ FULL = Scale(
     redis_calls=300,
     burns=300,
     lag_seconds=15,
+    loads=200,
+    large_backlog=True,
 )
 QUICK = Scale(
     rounds=2,
@@ -45,4 +49,6 @@ QUICK = Scale(
     redis_calls=100,
     burns=50,
     lag_seconds=2,
+    loads=50,
+    large_backlog=False,
 )

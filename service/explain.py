@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quota.scripts import Client
     from quota.values import User
     from service.database import Database
+    from service.log_index import LogIndex
 
 __all__ = ["stored_standing"]
 
@@ -32,6 +33,7 @@ async def stored_standing(
     *,
     at_ms: int,
     grace_ms: int,
+    index: LogIndex | None = None,
 ) -> dict[str, Any]:
     """The standing of *user* at *at_ms*, as JSON values; see `quota.explain.explanation_of`.
 
@@ -41,7 +43,9 @@ async def stored_standing(
     Raises:
         UnknownUserError
     """
-    found, tail = await read_snapshot(database, redis, keys.shard_of(user.id), [user.id])
+    found, tail = await read_snapshot(
+        database, redis, keys.shard_of(user.id), [user.id], index=index
+    )
     if not found:
         raise UnknownUserError(user.text)
     standing = standing_of(found[0], tail[user.id], rules, at_ms=at_ms, grace_ms=grace_ms)

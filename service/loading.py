@@ -24,9 +24,10 @@ from service.changes import Stores
 from service.ended import ended_hold
 from service.explain import stored_standing
 from service.installing import Loaded, install
+from service.log_index import LogIndex
 from service.refunds import LATE_GRACE_MS, refund
 from service.shards import NoTiersError, mend_shard
-from service.snapshot import Late, read_snapshot
+from service.snapshot import Late, take_snapshot
 from service.standing import Standing, standing_of
 from service.tiers import stored_rules
 from service.users import provision_user
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from quota.scripts import Client
     from quota.values import User
     from service.database import Database
+    from service.snapshot import Snapshot
     from service.still import Settle
 
 __all__ = ["DatabaseLoader"]
@@ -78,6 +80,8 @@ class DatabaseLoader:
         self._late_ms = late_ms
         self._settle = settle
         self._groups = LoadGroups(self._load_told)
+        self._indexes: dict[str, LogIndex] = {}  # of each shard, by its log
+        self._rules_read: Rules | None = None
 
     async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
         """Bring *user* into Redis; False: there is no such user. See `quota.loading.Loader`."""
@@ -132,6 +136,7 @@ class DatabaseLoader:
                 feature,
                 at_ms=now_ms or await _server_ms(self._redis),
                 grace_ms=self._late_ms,
+                index=self._index_of(keys.shard_of(user.id)),
             )
 
     async def ended(self, keys: Keys, user: User, key: str) -> dict[str, Any] | None:
@@ -194,18 +199,33 @@ class DatabaseLoader:
             raise NoTiersError
         return rules
 
+    async def _rules_of(self, snapshot: Snapshot) -> Rules:
+        """The rules that were in force at the snapshot, or newer ones; read only when they changed."""
+        rules = self._rules_read
+        if rules is None or (rules.version, rules.applied_at_ms) != snapshot.rules:
+            rules = self._rules_read = await self._rules()
+        return rules
+
+    def _index_of(self, shard: ShardKeys) -> LogIndex:
+        index = self._indexes.get(shard.log)
+        if index is None:
+            index = self._indexes[shard.log] = LogIndex(self._database, self._redis, shard)
+        return index
+
     async def _standings(
         self, shard: ShardKeys, users: Sequence[User], *, at_ms: int, asked: Late | None
     ) -> list[Standing]:
-        rules = await self._rules()
-        if self._auto_provision:
-            await self._provision(users, rules, at_ms)
-        ids = [user.id for user in users]
-        found, tail = await read_snapshot(self._database, self._redis, shard, ids, late=asked)
+        index, ids = self._index_of(shard), [user.id for user in users]
+        snapshot = await take_snapshot(self._database, index, shard, ids, late=asked)
+        rules = await self._rules_of(snapshot)
+        if self._auto_provision and len(snapshot.found) < len({*ids}):
+            there = {one.row["id"] for one in snapshot.found}
+            await self._provision([user for user in users if user.id not in there], rules, at_ms)
+            snapshot = await take_snapshot(self._database, index, shard, ids, late=asked)
         grace_ms = self._late_ms
         return [
-            standing_of(one, tail[one.row["id"]], rules, at_ms=at_ms, grace_ms=grace_ms)
-            for one in found
+            standing_of(one, snapshot.tail[one.row["id"]], rules, at_ms=at_ms, grace_ms=grace_ms)
+            for one in snapshot.found
         ]
 
     async def _take_tokens(

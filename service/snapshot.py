@@ -1,7 +1,8 @@
 """What PostgreSQL has of users at one position of the log, and what the log has of them behind it.
 
-The log is read first, PostgreSQL second (counters and position in one snapshot): the other order
-would lose what is applied between the two reads.
+The log is looked through first, PostgreSQL read second (counters and position in one snapshot): the
+other order would lose what is applied between the two. What of the log lies behind the position is
+fetched last: entries do not change, and one that is gone by then makes us begin again.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from quota.period import CALENDAR_PERIODS, Calendar, window_at
 from quota.values import instant_ms, instant_of
 from service.accounts import stored_grant
 from service.database import statement
+from service.log_index import EntriesGoneError, LogIndex
 from service.shards import entry_number
-from service.usage_log import Entries, read_entries
+from service.usage_log import NewerVersionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,12 +32,21 @@ if TYPE_CHECKING:
     from quota.keys import ShardKeys
     from quota.scripts import Client
     from service.database import Database
-    from service.usage_log import Line
+    from service.usage_log import Entries, Line
 
-__all__ = ["Event", "Late", "Stored", "StoredHold", "calendar_of", "read_snapshot", "read_stored"]
+__all__ = [
+    "Event",
+    "Late",
+    "Snapshot",
+    "Stored",
+    "StoredHold",
+    "calendar_of",
+    "read_snapshot",
+    "read_stored",
+    "take_snapshot",
+]
 
-_SNAPSHOT_TRIES_MAX = 3  # the position moves back only when PostgreSQL is restored under us
-_NO_MAX = 2**62  # a load needs the whole unapplied log, which Redis holds in memory anyway
+_SNAPSHOT_TRIES_MAX = 4  # what makes one necessary is rare: a restore, an epoch, a trim
 
 
 class Event(NamedTuple):
@@ -91,6 +102,18 @@ class Stored(NamedTuple):
     before: dict[tuple[str, str], int]
 
 
+class Snapshot(NamedTuple):
+    """Users that exist, the events of each that are not applied, and the rules in force.
+
+    Those are told by version and instant, as two of one version may have been in force: before and after
+    PostgreSQL was set back.
+    """
+
+    found: list[Stored]
+    tail: dict[UUID, list[Event]]
+    rules: tuple[int, int] | None
+
+
 async def read_snapshot(
     database: Database,
     redis: Client,
@@ -98,28 +121,58 @@ async def read_snapshot(
     user_ids: Sequence[UUID],
     *,
     late: Late | None = None,
+    index: LogIndex | None = None,
 ) -> tuple[list[Stored], dict[UUID, list[Event]]]:
-    """Those of *user_ids* that exist, and the events of each that are not applied."""
-    wanted = set(user_ids)
+    """Those of *user_ids* that exist, and the events of each that are not applied.
+
+    Without an *index* that is kept, the whole of the log that is not applied is looked through.
+
+    Raises:
+        NewerVersionError: the log has something that is not applied and that this version can not read.
+    """
+    if index is None:
+        index = LogIndex(database, redis, shard)
+    snapshot = await take_snapshot(database, index, shard, user_ids, late=late)
+    return snapshot.found, snapshot.tail
+
+
+async def take_snapshot(
+    database: Database,
+    index: LogIndex,
+    shard: ShardKeys,
+    user_ids: Sequence[UUID],
+    *,
+    late: Late | None = None,
+) -> Snapshot:
+    """As `read_snapshot`, by an index that is kept; and which rules are in force."""
     for _ in range(_SNAPSHOT_TRIES_MAX):
-        async with database.connection() as connection:
-            before = await connection.fetchrow(statement("service", "shard_position"), shard.index)
-        assert before is not None
-        log = await read_entries(
-            redis, shard, after=before["last_entry_id"], lines_max=_NO_MAX, bytes_max=_NO_MAX
-        )
+        view = await index.view(user_ids)
         async with (
             database.connection() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
+            row = await connection.fetchrow(statement("service", "snapshot_position"), shard.index)
             assert row is not None
-            position = entry_number(row["last_entry_id"])
-            if position < entry_number(before["last_entry_id"]):
-                continue  # PostgreSQL was set back meanwhile: the log has to be read from further back
             found = await read_stored(connection, user_ids, late=late)
-        return found, _tail(log, wanted, behind=position)
-    raise RuntimeError(f"the log position of shard {shard.index} keeps moving back")
+        position = entry_number(row["last_entry_id"])
+        if row["epoch"] != view.epoch or position < view.after:
+            # The log is another one, or has to be read from further back.
+            index.forget(view.generation)
+            continue
+        index.cut(position, epoch=view.epoch)
+        if view.newer is not None:
+            entry, reason = view.newer
+            if entry > position:
+                raise NewerVersionError(reason)
+            continue  # applied by now, but what lies behind it was not looked at
+        try:
+            log = await index.read([one for one in view.lines if one[0] > position])
+        except EntriesGoneError:
+            index.forget(view.generation)
+            continue
+        rules = None if row["version"] is None else (row["version"], row["applied_at_ms"])
+        return Snapshot(found, _tail(log, {*user_ids}), rules)
+    raise RuntimeError(f"the log of shard {shard.index} keeps changing under a load")
 
 
 async def read_stored(
@@ -176,9 +229,9 @@ def _stored_hold(row: Any) -> StoredHold:
     )
 
 
-def _tail(log: Entries, wanted: set[UUID], *, behind: tuple[int, int]) -> dict[UUID, list[Event]]:
+def _tail(log: Entries, wanted: set[UUID]) -> dict[UUID, list[Event]]:
     tail: dict[UUID, list[Event]] = defaultdict(list)
-    for user_id, line, cost, at_ms, entry_id in log.lines:
-        if user_id in wanted and entry_number(entry_id) > behind:
+    for user_id, line, cost, at_ms, _ in log.lines:
+        if user_id in wanted:
             tail[user_id].append(Event(line, cost, at_ms))
     return tail

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quota.values import parse_user_id
-from service.usage_log import Code, Entries, NewerVersionError, decode_entry
+from service.usage_log import (
+    Code,
+    Entries,
+    NewerVersionError,
+    decode_entry,
+    decode_lines,
+    users_in,
+)
 
 ENTRY_ID = "1750000000000-0"
 AT_MS = 1_750_000_000_000
@@ -283,3 +290,60 @@ def test_every_line_is_either_read_or_set_aside(lines: list[Any]):
     else:
         assert len(run.lines) + len(run.unreadable) == len(lines)
         assert len(run.lines) >= sum(line == GOOD for line in lines)
+
+
+HOLD = ["user-2", "tokens", 0, "k-2", 0]
+OTHERS = [
+    ["user-1"],
+    ["user-1", 7],
+    [7, *GOOD[1:]],
+    ["", *GOOD[1:]],
+    ["user-3", "tokens", -1, "k", 0],
+]
+codes = st.sampled_from([b"", b"c", b"h1750000000000;1/2", b"x7", b"poison"])
+
+
+@given(
+    lines=st.lists(json_values | st.sampled_from([GOOD, HOLD, *OTHERS]), max_size=5),
+    costs=st.lists(st.sampled_from([b"5", b"", b"-1"]), min_size=5, max_size=5),
+    kinds=st.none() | st.lists(codes, min_size=5, max_size=5),
+    windows=st.sampled_from([None, b"60:1750000000060;", b"poison"]),
+    chosen=st.sets(st.integers(0, 4)),
+    broken=st.booleans(),
+)
+def test_some_lines_of_an_entry_are_read_as_they_are_with_the_others(
+    lines: list[Any],
+    costs: list[bytes],
+    kinds: list[bytes] | None,
+    windows: bytes | None,
+    chosen: set[int],
+    broken: bool,
+):
+    count = len(lines)
+    fields = entry(
+        json.dumps(lines).encode() + b"]" * broken,
+        b"".join(cost + b"," for cost in costs[:count]),
+        k=None if kinds is None else b",".join(kinds[:count]),
+        w=None if windows is None else b",".join([windows] * count),
+        v=b"2",
+    )
+    whole = decoded(fields)
+    refused = {one.place for one in whole.unreadable}
+    read = [number for number in range(count) if f"{ENTRY_ID}/{number}" not in refused]
+    by_number = dict(zip(read, whole.lines, strict=False)) if ENTRY_ID not in refused else {}
+    users = users_in(ENTRY_ID, fields)
+    some = Entries(after="0-0", last="0-0")
+
+    decode_lines(some, ENTRY_ID, fields, sorted(number for number in chosen if number < len(users)))
+
+    assert some.lines == [by_number[number] for number in sorted(chosen) if number in by_number]
+    assert all(users[number] == line.user for number, (_, line, *_) in by_number.items())
+
+
+def test_a_part_of_an_entry_of_a_newer_version_is_left_too():
+    fields = entry(ONE, b"5,", v=b"3")
+
+    with pytest.raises(NewerVersionError):
+        users_in(ENTRY_ID, fields)
+    with pytest.raises(NewerVersionError):
+        decode_lines(Entries(after="0-0", last="0-0"), ENTRY_ID, fields, [0])
