@@ -22,8 +22,7 @@ from quota.values import (
     parse_instant,
     parse_label,
 )
-from service.grants import add_grant
-from service.staleness import drop_stale_users
+from service.giving import give_grant
 
 if TYPE_CHECKING:
     from models import CreditGrant
@@ -67,7 +66,10 @@ def command(
     ] = "0",
     as_json: AsJson = False,
 ) -> None:
-    """Give a user credits; the user is made, if there is none yet."""
+    """Give a user credits; the user is made, if there is none yet.
+
+    A grant that begins in the past pays nothing that was used before it was given.
+    """
     asked = {
         "user": user_of(user),
         "amount_micro": _amount(amount),
@@ -87,10 +89,8 @@ async def _grant(output: Output, asked: dict[str, Any]) -> None:
     user = asked.pop("user")
     async with open_session(output) as session:
         rules, now = await session.rules(), await session.now()
-        async with session.database.session() as transaction:
-            grant = await add_grant(transaction, user, rules, at=now, **asked)
-        await drop_stale_users(session.database, session.redis, session.keys, user_id=user.id)
-    answer = {"user": user.text, **_answer(grant), "repeated": grant.created_at != now}
+        grant = await give_grant(session.stores(), user, rules, **asked)
+    answer = {"user": user.text, **_answer(grant), "repeated": grant.created_at < now}
     output.result(answer, _sentence(answer))
 
 

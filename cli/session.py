@@ -84,7 +84,14 @@ class Session:
             async with self.quota() as quota:
                 await quota.roll(user, now=now)
 
-        return Stores(self.database, self.redis, self.keys, settle=settle, roll=roll)
+        return Stores(
+            self.database,
+            self.redis,
+            self.keys,
+            settle=settle,
+            roll=roll,
+            grace_ms=self.settings.late_grace * 1000,
+        )
 
     def quota(self) -> Quota:
         """A client that loads users itself, and makes none: looking at a user is no use of it."""

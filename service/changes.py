@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     from service.database import Database
     from service.still import Settle
 
-__all__ = ["Change", "Stores", "changing_credits", "drop_quietly", "still_user"]
+__all__ = ["LATE_GRACE_MS", "Change", "Stores", "changing_credits", "drop_quietly", "still_user"]
 
+LATE_GRACE_MS = 3_600_000  # the default of LATE_GRACE
 _log = structlog.get_logger("allotment.changes")
 
 
 class Stores:
-    """Where a change is made: the database, Redis with its keys.
+    """Where a change is made: the database, Redis with its keys; *grace_ms* is the setting LATE_GRACE.
 
     *settle* applies the log in this process; without it a worker has to. *roll* is `Quota.roll`: holds
     that are over end in Redis then, which remembers how. Without it they end with the change, and who
@@ -56,12 +57,14 @@ class Stores:
         *,
         settle: Settle = None,
         roll: Callable[..., Awaitable[object]] | None = None,
+        grace_ms: int = LATE_GRACE_MS,
     ) -> None:
         self.database = database
         self.redis = redis
         self.keys = keys
         self.settle = settle
         self.roll = roll
+        self.grace_ms = grace_ms
 
 
 class Change:

@@ -1,6 +1,7 @@
 """Grants of credits: written to PostgreSQL, which is the truth; Redis loads the user again.
 
-A grant needs no stillness: it takes nothing away, and counts from its own instant on whatever is in the log.
+`add_grant` is the transaction. To a user who is in use `service.giving.give_grant` gives, while it stands
+still: a grant pays for what waits in the log from its own instant on, which may lie in the past.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from uuid import UUID, uuid4
 from sqlmodel import col, select
 
 from models import CreditEntry, CreditGrant
+from quota.allowance import ALLOWANCE_NAME
 from quota.burndown import KINDS
 from quota.errors import InvalidValueError
 from quota.period import RENEWALS
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from quota.rules import Rules
     from quota.values import User
 
-__all__ = ["add_grant", "stored_grant"]
+__all__ = ["add_grant", "checked_grant", "stored_grant"]
 
 _PRIORITY_MAX = 32_767  # a smallint
 _SAME = (
@@ -39,7 +41,6 @@ _SAME = (
     "min_rollover_micro",
     "max_rollover_micro",
 )
-_SHOWN = {name: name.removesuffix("_micro") for name in _SAME}
 
 
 async def add_grant(
@@ -62,16 +63,63 @@ async def add_grant(
 
     With *every* (day, week or month) they are set back to the amount at each recurrence. A credit
     reset leaves at most *max_rollover_micro* of it, and makes it *min_rollover_micro* at least.
-    With a *name*, a repeat answers the grant that is there, if it is the same.
+    With a *name*, a repeat answers the grant that is there, if it is the same; one that does not say when
+    it begins is.
 
     Raises:
         InvalidValueError: a value was refused, or the name belongs to another grant; nothing changed.
+    """
+    grant = checked_grant(
+        user,
+        amount_micro=amount_micro,
+        at=at,
+        name=name,
+        priority=priority,
+        kind=kind,
+        effective_at=effective_at,
+        expires_at=expires_at,
+        every=every,
+        min_rollover_micro=min_rollover_micro,
+        max_rollover_micro=max_rollover_micro,
+    )
+    await provision_user(session, user, rules, at=at)
+    # Two grants of one name at once: the second sees the first.
+    await find_user(session, user, lock=True)
+    if name is not None:
+        there = await _named(session, user.id, name)
+        if there is not None:
+            return _same_or_refused(there, grant, effective_at)
+    session.add(grant)
+    if amount_micro:
+        session.add(_entry(grant))
+    mark_stale(session, user)
+    return grant
+
+
+def checked_grant(
+    user: User,
+    *,
+    amount_micro: int,
+    at: datetime,
+    name: str | None = None,
+    priority: int = 1,
+    kind: str = "granted",
+    effective_at: datetime | None = None,
+    expires_at: datetime | None = None,
+    every: str | None = None,
+    min_rollover_micro: int = 0,
+    max_rollover_micro: int = 0,
+) -> CreditGrant:
+    """The grant that `add_grant` makes of these.
+
+    Raises:
+        InvalidValueError: a value was refused; its field is named.
     """
     effective_at = effective_at or at
     _check_amounts(amount_micro, min_rollover_micro, max_rollover_micro)
     _check_words(priority, kind, every)
     _check_stretch(effective_at, expires_at)
-    grant = CreditGrant(
+    return CreditGrant(
         user_id=user.id,
         id=uuid4(),
         name=name if name is None else _name(name),
@@ -86,18 +134,6 @@ async def add_grant(
         min_rollover_micro=min_rollover_micro,
         max_rollover_micro=max_rollover_micro,
     )
-    await provision_user(session, user, rules, at=at)
-    # Two grants of one name at once: the second sees the first.
-    await find_user(session, user, lock=True)
-    if name is not None:
-        there = await _named(session, user.id, name)
-        if there is not None:
-            return _same_or_refused(there, grant)
-    session.add(grant)
-    if amount_micro:
-        session.add(_entry(grant))
-    mark_stale(session, user)
-    return grant
 
 
 def _entry(grant: CreditGrant) -> CreditEntry:
@@ -144,6 +180,8 @@ def _check_stretch(effective_at: datetime, expires_at: datetime | None) -> None:
 
 
 def _name(name: str) -> str:
+    if name == ALLOWANCE_NAME:
+        raise InvalidValueError("id", name, "another name: this is that of the tier's credits")
     try:
         return parse_key(name)
     except InvalidValueError as error:
@@ -157,10 +195,14 @@ async def _named(session: AsyncSession, user_id: UUID, name: str) -> CreditGrant
     return (await session.exec(query)).one_or_none()
 
 
-def _same_or_refused(there: CreditGrant, asked: CreditGrant) -> CreditGrant:
-    for field in _SAME:
+def _same_or_refused(
+    there: CreditGrant, asked: CreditGrant, begins_at: datetime | None
+) -> CreditGrant:
+    for field in _SAME if begins_at is None else (*_SAME, "effective_at"):
         if getattr(there, field) != getattr(asked, field):
             raise InvalidValueError(
-                "id", asked.name, f"a new name: this grant exists with another {_SHOWN[field]}"
+                "id",
+                asked.name,
+                f"a new name: this grant exists with another {field.removesuffix('_micro')}",
             )
     return there

@@ -29,6 +29,6 @@ async def move_user(
     """
     async with still_user(stores, user, at=at):
         async with stores.database.session() as session:
-            row = await put_user(session, user, rules, at=at, **changes)
+            row = await put_user(session, user, rules, at=at, grace_ms=stores.grace_ms, **changes)
         await drop_quietly(stores, user)
     return row

@@ -12,6 +12,7 @@ from quota.errors import InvalidValueError, UnknownUserError
 from quota.period import parse_cycle_months, parse_timezone
 from quota.values import instant_ms
 from service.accounts import load_account, store_account
+from service.changes import LATE_GRACE_MS
 from service.database import driver_of
 from service.instants import check_instant
 from service.recount import hold_shard_of, recount_user
@@ -63,12 +64,13 @@ async def put_user(
     timezone: str | None = None,
     anchor: datetime | None = None,
     cycle_months: int | None = None,
+    grace_ms: int = LATE_GRACE_MS,
 ) -> User:
     """Make or change *user* at *at* (None: PostgreSQL's now); what is None stays as it is.
 
     What was used stays used, in the new periods and of the new tier's allowance. A user who is in
     use is changed by `service.moves.move_user`, while it stands still: what waits in the log would be
-    charged by the new tier otherwise.
+    charged by the new tier otherwise. What came late up to *grace_ms* after the end of a period counts there.
 
     Raises:
         InvalidValueError: a value was refused; its field is named.
@@ -89,7 +91,7 @@ async def put_user(
     session.add(found)
     if any(before[name] != value for name, value in changes.items() if name != "tier"):
         await session.flush()
-        await recount_user(session, found, at=at)
+        await recount_user(session, found, at=at, grace_ms=grace_ms)
     mark_stale(session, user)
     return found
 

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from cli.output import Output
 from cli.replay.format import Scenario
 from quota.rules import Rules
-from quota.values import User, parse_user_id
+from quota.values import parse_user_id
 from service.changes import Stores
 from service.database import Database
 from service.embedded import running_servers
@@ -52,7 +52,13 @@ class World:
     def stores(self) -> Stores:
         """Where a user is changed while it stands still."""
         deps = self.deps
-        return Stores(deps.database, deps.redis, deps.keys, settle=self.apply)
+        return Stores(
+            deps.database,
+            deps.redis,
+            deps.keys,
+            settle=self.apply,
+            grace_ms=deps.settings.late_grace * 1000,
+        )
 
     async def settle(self, at_ms: int) -> None:
         """Apply everything that was admitted so far, and end the holds that are due."""
@@ -66,11 +72,6 @@ class World:
             if not await self.deps.drain.run(seconds_max=_DRAIN_SECONDS_MAX):
                 return
         raise RuntimeError(f"the usage log was not empty after {_DRAINS_MAX} rounds")
-
-    async def reload(self, user: User) -> None:
-        """Make the next decision see what PostgreSQL has of *user*, which was changed there."""
-        deps = self.deps
-        await drop_stale_users(deps.database, deps.redis, deps.keys, user_id=user.id)
 
     async def flush(self) -> None:
         """Lose every key of this installation, which is the whole of its Redis."""

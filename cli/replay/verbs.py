@@ -28,7 +28,7 @@ from quota.values import (
 )
 from service.credits import reset_credits, void_grant
 from service.database import statement
-from service.grants import add_grant
+from service.giving import give_grant
 from service.moves import move_user
 
 __all__ = ["NotSupportedError", "answer"]
@@ -110,23 +110,21 @@ async def _refund(world: World, step: Step) -> Answer:
 
 async def _grant(world: World, step: Step) -> Answer:
     fields, user = step.fields, parse_user_id(step.user)
-    async with world.deps.database.session() as session:
-        grant = await add_grant(
-            session,
-            user,
-            world.rules,
-            amount_micro=parse_credits(fields["amount"], field="amount"),
-            at=step.at,
-            name=fields["id"],
-            priority=fields.get("priority", 1),
-            kind=fields.get("kind", "granted"),
-            effective_at=_instant(fields, "effective_at"),
-            expires_at=_instant(fields, "expires_at"),
-            every=_every(fields),
-            min_rollover_micro=parse_credits(fields.get("min_rollover", "0"), field="min_rollover"),
-            max_rollover_micro=parse_credits(fields.get("max_rollover", "0"), field="max_rollover"),
-        )
-    await world.reload(user)
+    grant = await give_grant(
+        world.stores,
+        user,
+        world.rules,
+        amount_micro=parse_credits(fields["amount"], field="amount"),
+        at=step.at,
+        name=fields["id"],
+        priority=fields.get("priority", 1),
+        kind=fields.get("kind", "granted"),
+        effective_at=_instant(fields, "effective_at"),
+        expires_at=_instant(fields, "expires_at"),
+        every=_every(fields),
+        min_rollover_micro=parse_credits(fields.get("min_rollover", "0"), field="min_rollover"),
+        max_rollover_micro=parse_credits(fields.get("max_rollover", "0"), field="max_rollover"),
+    )
     return _grant_answer(grant)
 
 

@@ -28,7 +28,7 @@ from quota.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from decimal import Decimal
     from uuid import UUID
 
@@ -48,6 +48,7 @@ _SAME = (
     "min_rollover",
     "max_rollover",
 )
+_SAME_BEGINNING = (*_SAME, "effective_at_ms")  # of a repeat that says when it begins
 
 
 class Installation:
@@ -156,7 +157,7 @@ class Installation:
             effective_at_ms=now_ms if effective_at is None else _ms(effective_at, "effective_at"),
             expires_at_ms=None if expires_at is None else _ms(expires_at, "expires_at"),
             created_at_ms=now_ms,
-            name=None if id is None else _named(id, "id"),
+            name=None if id is None else _grant_name(id),
             min_rollover=parse_credits(min_rollover, field="min_rollover"),
             max_rollover=parse_credits(max_rollover, field="max_rollover"),
             every=every,
@@ -165,7 +166,9 @@ class Installation:
         member = self._present(user, now_ms)
         there = None if grant.name is None else member.grant_named(grant.name)
         if there is not None:
-            return _same_or_refused(there, grant)
+            return _same_or_refused(
+                there, grant, _SAME if effective_at is None else _SAME_BEGINNING
+            )
         member.put_grant(grant, at_ms=now_ms)
         return grant
 
@@ -254,6 +257,12 @@ def _named(value: object, field: str) -> str:
         raise InvalidValueError(field, value, error.expected) from None
 
 
+def _grant_name(id: object) -> str:
+    if id == ALLOWANCE_NAME:
+        raise InvalidValueError("id", id, "another name: this is that of the tier's credits")
+    return _named(id, "id")
+
+
 def _ms(value: object, field: str) -> int:
     """An instant that everything can count with, as the service has it."""
     instant = parse_instant(value, field=field)
@@ -280,8 +289,8 @@ def _refuse_impossible(grant: Grant) -> None:
         raise InvalidValueError("expires_at", instant_text(grant.expires_at_ms), expected)
 
 
-def _same_or_refused(there: Grant, asked: Grant) -> Grant:
-    for field in _SAME:
+def _same_or_refused(there: Grant, asked: Grant, fields: Iterable[str]) -> Grant:
+    for field in fields:
         if getattr(there, field) != getattr(asked, field):
             expected = f"a new id: this grant exists with another {field.removesuffix('_ms')}"
             raise InvalidValueError("id", asked.name, expected)

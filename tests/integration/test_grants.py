@@ -59,6 +59,13 @@ async def test_a_repeat_under_the_same_name_gives_nothing_more(deps: Deps):
     assert len(await rows(deps, "credit_entries")) == 1
 
 
+async def test_a_repeat_need_not_say_when_the_grant_begins(deps: Deps):
+    first = await give(deps, name="g", effective_at=START - timedelta(days=1))
+
+    for begins in (None, START - timedelta(days=1)):
+        assert (await give(deps, name="g", effective_at=begins)).id == first.id
+
+
 @pytest.mark.parametrize(
     ("field", "other"),
     [
@@ -69,6 +76,7 @@ async def test_a_repeat_under_the_same_name_gives_nothing_more(deps: Deps):
         ("min_rollover", {"min_rollover_micro": 1, "max_rollover_micro": 1}),
         ("max_rollover", {"max_rollover_micro": 1}),
         ("expires_at", {"expires_at": START + timedelta(days=1)}),
+        ("effective_at", {"effective_at": START + timedelta(hours=1)}),
     ],
 )
 async def test_another_grant_under_a_taken_name_is_refused(
@@ -101,6 +109,7 @@ async def test_another_grant_under_a_taken_name_is_refused(
         ("every", {"every": ""}),
         ("id", {"name": ""}),
         ("id", {"name": "a\0"}),
+        ("id", {"name": "allowance"}),
         ("expires_at", {"expires_at": START}),
         ("expires_at", {"expires_at": START - timedelta(days=1)}),
         ("expires_at", {"expires_at": datetime(9000, 1, 1, tzinfo=UTC)}),

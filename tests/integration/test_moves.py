@@ -154,6 +154,23 @@ async def test_decisions_at_once_with_a_move_count_under_one_of_the_tiers(deps: 
     assert await balance(deps, days(1)) == 100 - allowed
 
 
+@pytest.mark.parametrize(("grace_ms", "counted"), [(3_600_000, 3), (7_200_000, 0)])
+async def test_what_came_late_is_counted_anew_by_the_setting(
+    deps: Deps, moved: Any, grace_ms: int, counted: int
+):
+    night = days(1) + timedelta(hours=1.5)
+    await deps.quota.record("user-1", "image", 3, occurred_at=days(0.9), now=night)
+    await deps.drain.run(seconds_max=5)
+    rules = await stored_rules(deps.database)
+    assert rules is not None
+
+    stores = Stores(deps.database, deps.redis, deps.keys, grace_ms=grace_ms)
+    await move_user(stores, USER, rules, at=night, cycle_months=2)
+
+    async with deps.database.connection() as connection:
+        assert await connection.fetchval("SELECT day_used FROM usage_counters") == counted
+
+
 @pytest.mark.parametrize(
     ("field", "wrong"),
     [
