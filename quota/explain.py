@@ -7,7 +7,7 @@ to is put beside it where a worker could say so; what differs is drift.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from quota.balance import seen_of
 from quota.decision import (
@@ -25,13 +25,30 @@ from quota.values import credits_of, instant_text
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from quota.balance import Seen
+    from quota.account import Account
     from quota.burndown import Grant
+    from quota.decision import Limit
     from quota.rules import Rules, Tier
 
-__all__ = ["Compared", "Entry", "Explanation", "GrantState", "explanation_of"]
+__all__ = ["Compared", "Entry", "Explanation", "GrantState", "View", "explained", "explanation_of"]
 
 CREDITS = "credits"
+
+
+class View(Protocol):
+    """What an explanation is made of, which `quota.balance.Seen` has; it is not changed."""
+
+    @property
+    def tier(self) -> str: ...
+    @property
+    def account(self) -> Account: ...
+    @property
+    def at_ms(self) -> int: ...
+    def grants(self) -> Sequence[Grant]:
+        """The grants in burn order; of one that is over nothing is left."""
+
+    def state_of(self, feature: str, limit: Limit) -> LimitState:
+        """*limit* on *feature*, and what is used of it in the period that runs."""
 
 
 class GrantState(NamedTuple):
@@ -169,8 +186,14 @@ def explanation_of(
     *stored_reply* is that of read.lua; *stored* what `service.explain.stored_standing` answers: None
     where nobody answered.
     """
-    seen = seen_of(stored_reply, at_ms=at_ms)
-    tier = rules.tiers.get(seen.tier)
+    return explained(seen_of(stored_reply, at_ms=at_ms), rules, stored, feature)
+
+
+def explained(
+    seen: View, rules: Rules, stored: Mapping[str, Any] | None, feature: str
+) -> Explanation:
+    """As `explanation_of`, of a user that was seen already."""
+    tier, at_ms = rules.tiers.get(seen.tier), seen.at_ms
     price = rules.price_of(seen.tier, feature)
     decision = _decision(seen, tier, price, feature)
     states = [_grant_state(grant, at_ms) for grant in seen.grants()]
@@ -191,7 +214,7 @@ def explanation_of(
     )
 
 
-def _decision(seen: Seen, tier: Tier | None, price: Price | None, feature: str) -> Decision:
+def _decision(seen: View, tier: Tier | None, price: Price | None, feature: str) -> Decision:
     cost = cost_of(price, amount=1, format=None, quality=None)
     net = seen.account.net(at_ms=seen.at_ms)
     limits = tier.limits_of(feature) if tier else None

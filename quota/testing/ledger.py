@@ -41,7 +41,9 @@ class Ledger:
                 self._repaid.append(_Repayment(move.grant_id, move.amount, move.at_ms))
 
     def refunded(self, moves: Iterable[Move]) -> int:
-        """Note what a refund gave back; return how much it is, overage included."""
+        """Note what a refund gave back, which may repay overage; return how much, overage included."""
+        moves = list(moves)
+        self.moved(moves)
         returned = [move for move in moves if move.kind == "returned"]
         for move in returned:
             if move.grant_id is not None:

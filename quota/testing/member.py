@@ -6,74 +6,29 @@ service runs; here is only what Redis and PostgreSQL do for them, which is to re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quota.account import Account
 from quota.allowance import allowance_grant, allowance_id
-from quota.balance import Balance
-from quota.decision import FEATURE_NOT_IN_TIER, HARD, Decision, Standing, decide
+from quota.decision import FEATURE_NOT_IN_TIER, Decision, Standing, decide
 from quota.errors import KeyConflictError
-from quota.held import Held
 from quota.period import CALENDAR_PERIODS, Window, renewal_at, window_at
 from quota.prices import cost_of_units, unit_of
-from quota.rules import ANY_FEATURE
 from quota.testing.counters import Counters
+from quota.testing.given import COMMITTED, EXPIRED, OPEN, Given, Hold, Use
 from quota.testing.ledger import Ledger
 from quota.values import MICRO_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from quota.account import Payments
     from quota.burndown import Grant
-    from quota.decision import Limit, LimitState
+    from quota.decision import Limit
     from quota.period import Calendar
     from quota.refund import Refund
     from quota.rules import Rules, Tier
-    from quota.testing.counters import Place
     from quota.values import UsageRecord, User
 
-__all__ = ["COMMITTED", "EXPIRED", "OPEN", "RELEASED", "Given", "Hold", "Member", "Use"]
-
-OPEN, COMMITTED, RELEASED, EXPIRED = "open", "committed", "released", "expired"
-
-
-@dataclass(slots=True)
-class Use:
-    """Units that were counted, and who paid for them: what a refund or a new calendar looks for."""
-
-    feature: str
-    amount: int
-    cost: int
-    at_ms: int
-    places: list[Place]
-    payments: Payments = field(default_factory=list)
-    refunded: int = 0
-    refunded_micro: int = 0
-
-
-@dataclass(slots=True)
-class Given:
-    """What was answered to a key, and what came of it."""
-
-    records: tuple[UsageRecord, ...]
-    decisions: tuple[Decision, ...]
-    uses: list[Use]
-    hold: Hold | None = None
-
-
-@dataclass(slots=True)
-class Hold:
-    """Units and credits set aside; *amount* and *cost* are what it ended with."""
-
-    ttl_ms: int
-    price: tuple[int, int]
-    expires_at_ms: int
-    ends: dict[str, int]
-    status: str = "open"
-    amount: int = 0
-    cost: int = 0
+__all__ = ["Member"]
 
 
 class Member:
@@ -334,57 +289,6 @@ class Member:
         self.uses.append(use)
         return use
 
-    def balance(self, *, now_ms: int) -> Balance:
-        """Credits, grants in burn order and every limit."""
-        net = self.account.net(at_ms=now_ms)
-        return Balance(
-            self.tier,
-            max(0, net),
-            self.account.overage,
-            tuple(_seen(grant, now_ms) for grant in self.account.grants()),
-            self._limit_states(now_ms),
-            now_ms,
-            dict(self._open_holds()),
-        )
-
-    def _open_holds(self) -> Iterator[tuple[str, Held]]:
-        for key, given in self.answers.items():
-            hold = given.hold
-            if hold is not None and hold.status == OPEN:
-                use = given.uses[0]
-                yield (
-                    key,
-                    Held(
-                        key,
-                        use.feature,
-                        use.amount,
-                        use.cost,
-                        hold.price,
-                        hold.expires_at_ms,
-                        hold.ends,
-                    ),
-                )
-
-    def _limit_states(self, now_ms: int) -> dict[str, LimitState]:
-        tier = self.tier_rules
-        named = [name for name in (tier.limits if tier else ()) if name != ANY_FEATURE]
-        used = sorted(self.counters.features.difference(named))
-        states: dict[str, LimitState] = {}
-        for feature in [*named, *used]:
-            for limit in self._limits_of(feature) or ():
-                name = f"{feature}/{limit.per}"
-                # Of two on one period, the one that denies.
-                if limit.mode == HARD or name not in states:
-                    states[name] = self._state_now(feature, limit, now_ms)
-        return states
-
-    def _state_now(self, feature: str, limit: Limit, now_ms: int) -> LimitState:
-        window = self.counters.window(feature, limit.per, now_ms, self.calendar)
-        state = self.counters.state(feature, limit, window)
-        if self.counters.is_open(feature, limit.per, now_ms):
-            return state
-        return state._replace(resets_at_ms=None)  # nobody has opened it: it does not run yet
-
     def _limits_of(self, feature: str) -> tuple[Limit, ...] | None:
         tier = self.tier_rules
         return None if tier is None else tier.limits_of(feature)
@@ -405,9 +309,3 @@ class Member:
             return running
         before = window_at(per, running.start_ms - 1, self.calendar)
         return before if before.start_ms <= occurred_ms else running
-
-
-def _seen(grant: Grant, at_ms: int) -> Grant:
-    """*grant* as a balance shows it: of one that is over nothing is left."""
-    over = grant.ends_at_ms is not None and grant.ends_at_ms <= at_ms
-    return replace(grant, left=0) if over and grant.left else grant

@@ -13,21 +13,33 @@ from quota.errors import (
     UnknownHoldError,
     UnknownKeyError,
 )
+from quota.explain import explained
 from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse_ttl
 from quota.receipt import Receipt
+from quota.testing.edge import parse_refund_id, parse_units, usage_records
+from quota.testing.given import COMMITTED, OPEN, RELEASED
 from quota.testing.installation import Installation
-from quota.testing.member import COMMITTED, OPEN, RELEASED
 from quota.testing.refunds import refunded, repeated
-from quota.values import AMOUNT_MAX, parse_amount, parse_key, parse_user_id, usage_record
+from quota.testing.seen import Seen
+from quota.values import (
+    AMOUNT_MAX,
+    parse_amount,
+    parse_feature,
+    parse_key,
+    parse_user_id,
+    usage_record,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from quota.balance import Balance
+    from quota.explain import Explanation
     from quota.refund import Refund
-    from quota.testing.member import Given, Member
-    from quota.testing.member import Hold as Held
+    from quota.testing.given import Given
+    from quota.testing.given import Hold as Held
+    from quota.testing.member import Member
     from quota.values import UsageRecord, User
 
 __all__ = ["InMemoryQuota"]
@@ -150,7 +162,7 @@ class InMemoryQuota(Installation):
         """As `Quota.commit`."""
         now_ms = self._now_ms(now)
         member, given, hold = self._held(user_id, hold_id, now_ms)
-        actual = given.records[0].amount if amount is None else _committed(amount)
+        actual = given.records[0].amount if amount is None else parse_units(amount)
         if hold.status == OPEN:
             denial = member.commit(given, actual, now_ms=now_ms)
             return _settlement(given, hold, replayed=False, decision=denial)
@@ -178,7 +190,7 @@ class InMemoryQuota(Installation):
         """As `Quota.refund`."""
         now_ms, text = self._now_ms(now), parse_key(key)
         units = None if amount is None else parse_amount(amount)
-        name = None if refund_id is None else _refund_id(refund_id)
+        name = None if refund_id is None else parse_refund_id(refund_id)
         member = self._owner(text, None if user_id is None else parse_user_id(user_id))
         member.advance(now_ms)
         given = member.answers.get(text)
@@ -197,7 +209,16 @@ class InMemoryQuota(Installation):
     async def balance(self, user_id: object, *, now: datetime | None = None) -> Balance:
         """As `Quota.balance`."""
         now_ms = self._now_ms(now)
-        return self._known_member(parse_user_id(user_id), now_ms).balance(now_ms=now_ms)
+        member = self._known_member(parse_user_id(user_id), now_ms)
+        return Seen(member, now_ms).balance()
+
+    async def explain(
+        self, user_id: object, feature: object, *, now: datetime | None = None
+    ) -> Explanation:
+        """As `Quota.explain`; with nothing stored beside what decides, nothing is compared."""
+        now_ms, name = self._now_ms(now), parse_feature(feature)
+        member = self._known_member(parse_user_id(user_id), now_ms)
+        return explained(Seen(member, now_ms), self._rules, None, name)
 
     def _consume(self, record: UsageRecord, now_ms: int) -> Decision:
         member = self._member(record.user, now_ms)
@@ -275,38 +296,7 @@ def _settlement(
     return Settlement(key, hold.status, hold.amount, hold.cost, replayed, decision, wanted)
 
 
-def _committed(amount: object) -> int:
-    return 0 if type(amount) is int and amount == 0 else parse_amount(amount)
-
-
-def _refund_id(found: object) -> str:
-    try:
-        return parse_key(found)
-    except InvalidValueError as error:
-        raise InvalidValueError("refund_id", found, error.expected) from None
-
-
 def _unknown(record: UsageRecord, now_ms: int) -> Decision:
     return Decision(
         False, UNKNOWN_USER, record.feature, record.amount, 0, 0, (), now_ms, record.key
     )
-
-
-_FEATURES_MAX = 100  # in one record, as the client has it
-
-
-def usage_records(
-    user_id: object, feature: object, amount: object, *, now_ms: int, payload: dict[str, Any]
-) -> list[UsageRecord]:
-    """The lines of one record, sorted, so that one payload is one however it is spelled."""
-    if not isinstance(feature, dict):
-        return [usage_record(user_id, feature, amount, now_ms=now_ms, **payload)]
-    if not 1 <= len(feature) <= _FEATURES_MAX:
-        expected = f"1 to {_FEATURES_MAX} features and their amounts"
-        raise InvalidValueError("features", feature, expected)
-    records: list[UsageRecord] = []
-    for name, units in sorted(feature.items(), key=str):
-        if records:
-            payload = {**payload, "key": records[0].key}
-        records.append(usage_record(user_id, name, units, now_ms=now_ms, **payload))
-    return records

@@ -11,7 +11,8 @@ from quota.refund import Refund
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from quota.testing.member import Given, Member, Use
+    from quota.testing.given import Given, Use
+    from quota.testing.member import Member
 
 __all__ = ["refunded", "repeated"]
 

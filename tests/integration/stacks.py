@@ -14,6 +14,7 @@ from typing import Any
 from quota.balance import Balance
 from quota.decision import Decision
 from quota.errors import InvalidValueError, QuotaError
+from quota.explain import Explanation
 from quota.hold import Settlement
 from quota.receipt import Receipt
 from quota.refund import Refund
@@ -97,6 +98,9 @@ class Real:
     async def balance(self, user: str, *, now: datetime) -> Balance:
         return await self.deps.quota.balance(user, now=now)
 
+    async def explain(self, user: str, *, now: datetime, feature: str) -> Explanation:
+        return await self.deps.quota.explain(user, feature, now=now)
+
     async def grant(self, user: str, *, now: datetime, **call: Any) -> Answer:
         await self.apply()  # or a grant that begins earlier would pay for what waits in the log
         fields: dict[str, Any] = {
@@ -171,6 +175,9 @@ class Memory:
     async def balance(self, user: str, *, now: datetime) -> Balance:
         return await self.quota.balance(user, now=now)
 
+    async def explain(self, user: str, *, now: datetime, feature: str) -> Explanation:
+        return await self.quota.explain(user, feature, now=now)
+
     async def grant(self, user: str, *, now: datetime, **call: Any) -> None:
         await self.quota.grant(user, now=now, **call)
 
@@ -208,6 +215,8 @@ def plain(found: Answer) -> Answer:
         return {**found.as_dict(), "wanted": found.wanted, "decision": decision}
     if isinstance(found, Balance):
         return _balance(found)
+    if isinstance(found, Explanation):
+        return _explanation(found)
     return found.as_dict() if isinstance(found, Refund) else found
 
 
@@ -221,6 +230,20 @@ def _balance(balance: Balance) -> Answer:
         # Which of their periods Redis gives units back to depends on the limits in force.
         "holds": {key: replace(held, ends={}) for key, held in balance.holds.items()},
     }
+
+
+def _explanation(explanation: Explanation) -> Answer:
+    assert not explanation.drifts, explanation.compared
+    said = explanation.as_dict()
+    for name in ("entries", "compared"):  # what PostgreSQL has beside Redis; in memory there is one
+        del said[name]
+    for name in ("grants", "grants_not_paying"):
+        given = [one for one in said[name] if one["id"] != "allowance" or one["amount"] != "0"]
+        # An allowance that has paid nothing yet has no row: it begins with the renewal that runs.
+        said[name] = [
+            {**one, "effective_at": None} if one["id"] == "allowance" else one for one in given
+        ]
+    return said
 
 
 async def step(

@@ -118,13 +118,16 @@ voids = call("void", id=st.sampled_from(["g1", "g2", "g3", "g4"]))
 resets = call("reset", preserve_overage=st.booleans())
 tier_changes = call("set_user", tier=st.sampled_from(["t", "u", "gold"]))
 balances = call("balance")
+explains = call("explain", feature=feature)
 
-deciding = st.one_of(consumes, consumes, checks, records, records_of_several, balances)
-holding = st.one_of(consumes, reserves, reserves, commits, releases, balances)
+deciding = st.one_of(consumes, consumes, checks, records, records_of_several, balances, explains)
+holding = st.one_of(consumes, reserves, reserves, commits, releases, balances, explains)
 paying = st.one_of(
-    consumes, records, reserves, commits, refunds, grants, grants, voids, resets, balances
+    consumes, records, reserves, commits, refunds, grants, grants, voids, resets, balances, explains
 )
-changing = st.one_of(consumes, records, reserves, commits, releases, grants, tier_changes, balances)
+changing = st.one_of(
+    consumes, records, reserves, commits, releases, grants, tier_changes, balances, explains
+)
 
 
 def asked(one: dict[str, Any], number: int, now: datetime) -> dict[str, Any]:

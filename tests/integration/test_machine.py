@@ -106,7 +106,7 @@ _NEGATIVE = """
 RULES = (
     "consume", "consume_late", "record", "reserve", "commit", "release", "repeat",
     "repeat_what_redis_lost", "refund", "grant", "void", "reset", "set_user", "apply_tiers",
-    "pass_time", "work", "expire", "forget", "lose_redis", "balance",
+    "pass_time", "work", "expire", "forget", "lose_redis", "balance", "explain",
 )  # fmt: skip
 
 
@@ -290,6 +290,11 @@ class Machine(RuleBasedStateMachine):
         found = self.both("balance")
         assert all(state["used"] >= 0 for state in found["limits"].values())
         assert all(left >= 0 for _, _, left, _ in found["grants"])
+
+    @rule(feature=features)
+    def explain(self, feature: str) -> None:
+        """It also says that Redis is what PostgreSQL and the log come to."""
+        self.both("explain", feature=feature)
 
     @invariant()
     def admitted_is_applied_and_pending(self) -> None:

@@ -262,3 +262,14 @@ def test_a_hold_lasts_a_second_to_a_day(quota: InMemoryQuota, ttl: object):
         done(application())
 
     assert refused.value.field == "ttl"
+
+
+def test_it_explains(quota: InMemoryQuota):
+    done(quota.grant("user", "2", id="g"))
+    done(quota.consume("user", "image", 3))
+
+    found = done(quota.explain("user", "image"))
+
+    assert (found.decision.code, str(found.decision.credits)) == ("ok", "0.5")
+    assert [one.grant.name for one in found.payers] == ["g"]
+    assert found.entries is found.compared is None
