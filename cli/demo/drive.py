@@ -13,15 +13,16 @@ from quota.receipt import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TypeAlias
 
     from cli.demo.day import Call
     from cli.demo.ledger import Ledger
     from quota.client import Quota
     from quota.decision import Decision
 
-    Answer = Decision | Receipt | QuotaError
+    Answer: TypeAlias = Decision | Receipt | QuotaError
 
-__all__ = ["drive"]
+__all__ = ["ask", "drive", "is_missing"]
 
 _TASKS = 6
 _CALLS_AT_ONCE = 250  # of one task
@@ -50,11 +51,11 @@ async def drive(
 
 async def _settle(quota: Quota, calls: list[Call], ledger: Ledger) -> None:
     for attempt in range(1, _TRIES_MAX + 1):
-        answers = await _ask(quota, calls)
-        again = [call for call, answer in zip(calls, answers, strict=True) if _is_missing(answer)]
+        answers = await ask(quota, calls)
+        again = [call for call, answer in zip(calls, answers, strict=True) if is_missing(answer)]
         last = attempt == _TRIES_MAX
         for call, answer in zip(calls, answers, strict=True):
-            if last or not _is_missing(answer):
+            if last or not is_missing(answer):
                 _book(ledger, call, answer)
         if not again or last:
             return
@@ -62,7 +63,7 @@ async def _settle(quota: Quota, calls: list[Call], ledger: Ledger) -> None:
         await asyncio.sleep(_PAUSE_S * attempt)
 
 
-async def _ask(quota: Quota, calls: list[Call]) -> list[Answer]:
+async def ask(quota: Quota, calls: list[Call]) -> list[Answer]:
     """The answers, in the order of the calls: most consumed together, the others one by one."""
     consumed = [place for place, call in enumerate(calls) if call.verb == CONSUME]
     together = consumed[_SINGLE:]
@@ -86,7 +87,8 @@ async def _ask_alone(quota: Quota, call: Call) -> Answer:
         return error
 
 
-def _is_missing(answer: Answer) -> bool:
+def is_missing(answer: Answer) -> bool:
+    """Whether nobody knows if the call was counted, so that it is to be repeated with its key."""
     if isinstance(answer, QuotaError):
         return isinstance(answer, QuotaUnavailableError)
     return not isinstance(answer, Receipt) and answer.code == UNAVAILABLE

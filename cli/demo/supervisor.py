@@ -20,11 +20,11 @@ from service import guarded_exec
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from service.settings import Settings
 
-__all__ = ["Supervisor", "supervised"]
+__all__ = ["Supervisor", "kept_running", "supervised"]
 
 _ROOT = Path(__file__).parents[2]  # `-m worker` finds the package in its working directory
 _RESTARTS_MAX = 20
@@ -32,15 +32,25 @@ _STOP_SECONDS_MAX = 15.0  # the worker gives its own jobs 8
 _READY_SECONDS_MAX = 60.0
 _LINES_KEPT = 8
 _LINE_BYTES_MAX = 1_048_576  # a traceback is one line of JSON
-_STARTED = b"worker.started"
 
 
 class Supervisor:
     """One worker process after the other, until `stop`."""
 
-    def __init__(self, settings: Settings, *, tell: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tell: Callable[[str], object],
+        name: str = "worker",
+        words: tuple[str, ...] = ("worker",),
+    ) -> None:
+        """*words*: the module that is run, and its arguments; it says `NAME.started` when it is ready."""
         self._environment = _environment(settings)
         self._tell = tell
+        self.name = name
+        self._words = words
+        self._started = f"{words[0].rpartition('.')[2]}.started".encode()
         self._process: Process | None = None
         self.stopping = False
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
@@ -54,21 +64,26 @@ class Supervisor:
             DemoError: it ends before it is ready, or again and again.
         """
         await self._start()
-        self._tell(f"worker started as process {self._pid}")
+        self._tell(f"{self.name} started as process {self.pid}")
         while True:
             code = await self._watch()
             if self.stopping:
                 return
-            # Nobody killed it, and it never ran: starting it again is of no use.
-            refused = code >= 0 and not self.ready.is_set()
-            if refused or self.restarts >= _RESTARTS_MAX:
-                raise DemoError(f"the worker ended with {_named(code)}: {self.last_words}")
+            if not self.may_restart(code):
+                raise DemoError(f"the {self.name} ended with {_named(code)}: {self.last_words}")
             self.restarts += 1
-            ended = self._pid
+            ended = self.pid
             await self._start()
             self._tell(
-                f"worker {ended} ended with {_named(code)}; started again as process {self._pid}"
+                f"{self.name} {ended} ended with {_named(code)}; "
+                f"started again as process {self.pid}"
             )
+
+    def may_restart(self, code: int) -> bool:
+        """Whether one that ended with *code* is to be started again."""
+        # Nobody killed it, and it never ran: starting it again is of no use.
+        refused = code >= 0 and not self.ready.is_set()
+        return not refused and self.restarts < _RESTARTS_MAX
 
     async def stop(self) -> None:
         """Stop the worker in order, and by force if that takes too long; safe to repeat."""
@@ -91,7 +106,8 @@ class Supervisor:
         return " / ".join(self._lines) or "it said nothing"
 
     @property
-    def _pid(self) -> int:
+    def pid(self) -> int:
+        """The process that runs now, or ran last."""
         assert self._process is not None, "not started"
         return self._process.pid
 
@@ -108,7 +124,7 @@ class Supervisor:
             *guard,
             sys.executable,
             "-m",
-            "worker",
+            *self._words,
             cwd=_ROOT,
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
@@ -124,7 +140,7 @@ class Supervisor:
         assert self._process.stderr is not None
         with contextlib.suppress(ValueError):  # a line longer than the buffer: no line of ours
             async for line in self._process.stderr:
-                if _STARTED in line:
+                if self._started in line:
                     self.ready.set()
                 self._lines.append(line.decode(errors="replace").strip())
         return await self._process.wait()
@@ -136,29 +152,46 @@ async def supervised(
 ) -> AsyncIterator[Supervisor]:
     """A worker that is ready, as long as the block, which is left when it cannot be kept."""
     supervisor = Supervisor(settings, tell=tell)
+    async with kept_running([supervisor]):
+        yield supervisor
+
+
+@asynccontextmanager
+async def kept_running(supervisors: Sequence[Supervisor]) -> AsyncIterator[None]:
+    """All of *supervisors* with a process that is ready, as `supervised`."""
     block = asyncio.current_task()
     assert block is not None
-    watch = asyncio.create_task(supervisor.run(), name="supervisor")
-    watch.add_done_callback(lambda _: None if supervisor.stopping else block.cancel())
+
+    def watched(supervisor: Supervisor) -> asyncio.Task[None]:
+        watch = asyncio.create_task(supervisor.run(), name=supervisor.name)
+        watch.add_done_callback(lambda _: None if supervisor.stopping else block.cancel())
+        return watch
+
+    watches = [watched(supervisor) for supervisor in supervisors]
     try:
-        await _ready(supervisor)
-        yield supervisor
+        await asyncio.gather(*map(_ready, supervisors))
+        yield
     except asyncio.CancelledError:
-        if watch.done() and not watch.cancelled() and (error := watch.exception()):
+        failed = [watch for watch in watches if watch.done() and not watch.cancelled()]
+        errors = [error for watch in failed if (error := watch.exception())]
+        if errors:
             block.uncancel()
-            raise error from None
+            raise errors[0] from None
         raise
     finally:
-        await supervisor.stop()
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        await asyncio.gather(*(supervisor.stop() for supervisor in supervisors))
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
 
 
 async def _ready(supervisor: Supervisor) -> None:
     try:
         await asyncio.wait_for(supervisor.ready.wait(), _READY_SECONDS_MAX)
     except TimeoutError:
-        raise DemoError(f"the worker did not get ready: {supervisor.last_words}") from None
+        raise DemoError(
+            f"the {supervisor.name} did not get ready: {supervisor.last_words}"
+        ) from None
 
 
 def _environment(settings: Settings) -> dict[str, str]:
