@@ -43,6 +43,7 @@ _COMMANDS = {
         "cli.reconcile",
         "Compare Redis with PostgreSQL, and have who differs loaded anew.",
     ),
+    "quarantine": ("cli.quarantine", "Show what could not be applied, and put it back."),
     "verify": ("cli.verify", "Compare every figure with the records that it comes from."),
     "user": ("cli.user", "Make a user, or change a tier or calendar."),
     "chaos": ("cli.chaos", "Kill and pause real processes under load, and count what is lost."),

@@ -12,7 +12,7 @@ from arq import Retry
 from quota.errors import InvalidValueError, KeyConflictError, UnknownUserError
 from quota.rules import LINES_FORM
 from service.database import statement
-from service.jobs import RECORD_USAGE, serialize_job
+from service.jobs import RECORD_USAGE, record_arguments, serialize_job
 from service.partitions import make_partitions
 from service.staleness import drop_stale_users
 from service.tiers import publish, stored_rules
@@ -58,21 +58,6 @@ def counted(job: Callable[..., Awaitable[Any]]) -> Any:
     return run
 
 
-# What a record may have; the first ones also by position, in this order.
-_BY_POSITION = ("user_id", "feature", "amount", "key")
-_FIELDS = (
-    *_BY_POSITION,
-    "format",
-    "quality",
-    "metadata",
-    "occurred_at",
-    "event_id",
-    "event_type",
-    "product_version",
-    "session_id",
-)
-
-
 @counted
 async def record_usage(ctx: dict[str, Any], /, *args: Any, **named: Any) -> None:
     """Move one record from arq into the usage log; stock arq producers enqueue this (DESIGN 8).
@@ -82,30 +67,10 @@ async def record_usage(ctx: dict[str, Any], /, *args: Any, **named: Any) -> None
     """
     deps: Deps = ctx["deps"]
     try:
-        given = _given(args, named)
-        if given["key"] is None:
-            given["key"] = f"arq:{ctx['job_id']}"
+        given = record_arguments(args, named, job_id=ctx["job_id"])
         await deps.quota.record(**given)
     except (InvalidValueError, KeyConflictError, UnknownUserError) as error:
         await _quarantine(ctx, _job_bytes(args, named), str(error))
-
-
-def _given(args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a record by name.
-
-    Raises:
-        InvalidValueError: one is not a field, or is given twice.
-    """
-    if len(args) > len(_BY_POSITION):
-        expected = f"at most {', '.join(_BY_POSITION)}, and the rest by name"
-        raise InvalidValueError("arguments", list(args), expected)
-    given = dict(zip(_BY_POSITION, args, strict=False))
-    for name, value in named.items():
-        if name not in _FIELDS:
-            raise InvalidValueError(name, value, f"one of the fields {', '.join(_FIELDS)}")
-        if name in given:
-            raise InvalidValueError(name, value, "it once, not by position and by name")
-    return {"user_id": None, "feature": None, "amount": 1, "key": None, **given, **named}
 
 
 def _job_bytes(args: Sequence[Any], named: Mapping[str, Any]) -> bytes:

@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 # Each command is a process that begins with the imports done: they take longer than all the rest.
 FORKER = """
 import json, os, sys
-import cli.balance, cli.grant, cli.main, cli.migrate, cli.refund, cli.reset, cli.tiers, cli.user, cli.verify, cli.void
+import cli.balance, cli.grant, cli.main, cli.migrate, cli.quarantine, cli.reconcile, cli.refund, cli.reset
+import cli.tiers, cli.user, cli.verify, cli.void
 for line in sys.stdin:
     ask = json.loads(line)
     if not (child := os.fork()):
@@ -493,3 +494,73 @@ def test_verify_lists_what_it_can_not_repair(with_tiers, psql):
     assert (ran.code, shown.code) == (1, 1)
     assert (ran.answer["repaired"], ran.answer["remaining"]) == (0, 2)
     assert "not repairable" in shown.out
+
+
+async def test_reconcile_finds_who_differs_and_has_them_loaded_anew(with_tiers, redis_url, prefix):
+    for user in ("u", "v"):
+        with_tiers("grant", user, "20")
+        with_tiers("balance", user)
+    clean = with_tiers("reconcile", "--json")
+    async with Redis.from_url(redis_url) as redis:
+        async for name in redis.scan_iter(f"{prefix}:*:u:*"):
+            await redis.hincrby(name, "c", 500_000)
+
+    dry = with_tiers("reconcile", "--dry-run", "--json")
+    shown = with_tiers("reconcile", "--user", "v")
+    gone = with_tiers("reconcile", "--user", "v")
+    healed = with_tiers("reconcile", "--json")
+    again = with_tiers("reconcile", "--json")
+
+    assert [ran.code for ran in (clean, dry, shown, gone, healed, again)] == [0, 1, 1, 0, 1, 0]
+    assert clean.answer == {
+        "dry_run": False, "users": 2, "synced": 2, "drifted": 0, "busy": 0, "absent": 0, "healed": 0,
+        "differences": [], "left_out": 0,
+    }  # fmt: skip
+    assert (dry.answer["drifted"], dry.answer["healed"]) == (2, 0)
+    assert next(one for one in dry.answer["differences"] if one["user"] == "v") == {
+        "user": "v", "kind": "credits", "what": "credits", "feature": None,
+        "cached": "20.5", "stored": "20", "drift": "0.5",
+    }  # fmt: skip
+    assert "20.5" in shown.out
+    assert "1 differ, dropped, to be loaded anew" in shown.out
+    assert "1 not loaded" in gone.out
+    assert (healed.answer["drifted"], healed.answer["healed"]) == (1, 1)
+    assert again.answer["users"] == 0
+    assert with_tiers("reconcile", "--user", "nobody", "--json").error["field"] == "user"
+
+
+def test_quarantine_lists_shows_and_puts_back(with_tiers, psql):
+    psql(
+        """INSERT INTO quarantined_records (source, place, raw, reason) VALUES
+           ('log:0', '1700000000000-0/0', '["u","tokens",5,"k",0]', 'was wrong'),
+           ('log:0', '1700000000001-0/0', '["u","tokens",-5,"k",0]', 'amount'),
+           ('job', 'j-1 then', '\\xff00', 'not a job')"""
+    )
+
+    listed = with_tiers("quarantine", "ls", "--limit", "2", "--json")
+    shown = with_tiers("quarantine", "ls")
+    one, other = (with_tiers("quarantine", "show", number, "--json") for number in "13")
+    missing = with_tiers("quarantine", "retry", "1", "99", "--json")
+    first = with_tiers("quarantine", "retry", "1")
+    rest = with_tiers("quarantine", "retry", "--all", "--json")
+    left = with_tiers("quarantine", "ls", "--json")
+
+    assert (listed.answer["total"], listed.answer["left_out"]) == (3, 1)
+    row = listed.answer["records"][0]
+    assert row.pop("created_at")
+    assert row == {
+        "id": 1, "source": "log:0", "place": "1700000000000-0/0", "reason": "was wrong",
+        "retries": 0, "bytes": 22,
+    }  # fmt: skip
+    assert "was wrong" in shown.out
+    assert one.answer["raw"] == '["u","tokens",5,"k",0]'
+    assert (other.answer["raw"], other.answer["raw_base64"]) == (None, "/wA=")
+    assert missing.error["field"] == "id"
+    assert (first.code, first.out) == (0, "1 recorded, 0 there already, 0 refused\n")
+    assert rest.code == 1
+    assert rest.answer | {"refusals": None} == {
+        "tried": 2, "recorded": 0, "already_there": 0, "refused": 2, "refusals": None,
+    }  # fmt: skip
+    assert [one["id"] for one in rest.answer["refusals"]] == [2, 3]
+    assert [one["retries"] for one in left.answer["records"]] == [1, 1]
+    assert with_tiers("balance", "u", "--json").answer["limits"]["tokens/month"]["used"] == 5

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = [
     ["up"], ["serve"], ["worker"], ["migrate"], ["tiers"], ["tiers", "apply"], ["tiers", "show"],
     ["grant"], ["balance"], ["explain"], ["user"], ["user", "set"], ["replay"], ["demo"], ["verify"], ["chaos"],
+    ["reconcile"], ["quarantine"], ["quarantine", "ls"], ["quarantine", "show"], ["quarantine", "retry"],
 ]  # fmt: skip
 
 
@@ -33,7 +34,7 @@ def test_the_help_of_every_command_says_what_it_does_and_shows_examples(words, c
 def test_every_command_that_does_something_has_json(words, capsys):
     run([*words, "--help"])
 
-    assert "--json" in capsys.readouterr().out or words in (["tiers"], ["user"])
+    assert "--json" in capsys.readouterr().out or words in (["tiers"], ["user"], ["quarantine"])
 
 
 def test_the_list_of_commands_has_each_of_them(capsys):

@@ -34,6 +34,12 @@ REFUSED = [
     *((["balance", value], "user") for value in USERS),
     *((["user", "set", value], "user") for value in USERS),
     *((["verify", "--user", value], "user") for value in USERS),
+    *((["reconcile", "--user", value], "user") for value in USERS),
+    *((["quarantine", "retry", value], "id") for value in [*NUMBERS, "0", "-1"]),
+    *((["quarantine", "show", value], "id") for value in [*NUMBERS, "0", "-1"]),
+    *((["quarantine", "ls", "--limit", value], "limit") for value in [*NUMBERS, "0", "10001"]),
+    (["quarantine", "retry"], "id"),
+    (["quarantine", "retry", "1", "--all"], "id"),
     *((["user", "set", "u", "--timezone", value], "timezone") for value in ZONES),
     *((["user", "set", "u", "--anchor", value], "anchor") for value in INSTANTS),
     *(

@@ -1,0 +1,3 @@
+-- delete_quarantined: a record is where it belongs now.
+-- $1 bigint: id
+DELETE FROM quarantined_records WHERE id = $1
