@@ -111,7 +111,13 @@ class DatabaseLoader:
     ) -> dict[str, Any]:
         """Give back units of a record; see `quota.loading.Loader`."""
         with _outages_told():
-            stores = Stores(self._database, self._redis, keys, settle=self._settle)
+            stores = Stores(
+                self._database,
+                self._redis,
+                keys,
+                settle=self._settle,
+                grace_ms=self._late_ms,
+            )
             refunded = await refund(
                 stores,
                 user,
