@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from quota.scripts import Client
     from quota.values import User
     from service.database import Database
-    from service.still import Settle
+    from service.still import Confirm, Settle
 
 __all__ = ["LATE_GRACE_MS", "Change", "Stores", "changing_credits", "drop_quietly", "still_user"]
 
@@ -90,7 +90,7 @@ async def changing_credits(
         UnknownUserError: there is no such user.
         QuotaUnavailableError: the user could not be made to stand still, see `service.still`.
     """
-    async with still_user(stores, user, at=at):
+    async with still_user(stores, user, at=at) as confirm:
         async with stores.database.connection() as connection, connection.transaction():
             shard = stores.keys.shard_of(user.id).index
             await connection.fetchrow(statement("service", "hold_shard"), shard)
@@ -102,19 +102,23 @@ async def changing_credits(
             yield Change(connection, stored, at_ms)
             await store_account(connection, stored)
             await connection.execute(statement("service", "note_stale_user"), user.id)
+            await confirm()
         await drop_quietly(stores, user)
 
 
 @asynccontextmanager
-async def still_user(stores: Stores, user: User, *, at: datetime | None) -> AsyncIterator[None]:
-    """A block in which *user* stands still, with no hold in Redis that is over at *at*."""
+async def still_user(stores: Stores, user: User, *, at: datetime | None) -> AsyncIterator[Confirm]:
+    """A block in which *user* stands still, with no hold in Redis that is over at *at*.
+
+    What it gets has to be called before a commit, see `service.still`.
+    """
     if stores.roll is not None:
         with suppress(UnknownUserError):
             await stores.roll(user.text, now=at)
     async with standing_still(
         stores.database, stores.redis, stores.keys, user, settle=stores.settle
-    ):
-        yield
+    ) as confirm:
+        yield confirm
 
 
 async def drop_quietly(stores: Stores, user: User) -> None:

@@ -37,7 +37,7 @@ async def give_grant(
     """
     given_at = at or await _now(stores)
     checked_grant(user, at=given_at, **fields)  # before anybody has to wait for it
-    async with still_user(stores, user, at=at):
+    async with still_user(stores, user, at=at) as confirm:
         async with stores.database.session() as session:
             await hold_shard_of(session, user.id)
             await provision_user(session, user, rules, at=given_at)
@@ -48,6 +48,8 @@ async def give_grant(
             await store_account(connection, stored)
             grant = await add_grant(session, user, rules, at=given_at, **fields)
             mark_stale(session, user)  # of a repeat too: the account may have moved
+            await session.flush()
+            await confirm()
         await drop_quietly(stores, user)
     return grant
 

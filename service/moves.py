@@ -27,8 +27,10 @@ async def move_user(
         InvalidValueError: a value was refused; its field is named.
         QuotaUnavailableError: the user could not be made to stand still.
     """
-    async with still_user(stores, user, at=at):
+    async with still_user(stores, user, at=at) as confirm:
         async with stores.database.session() as session:
             row = await put_user(session, user, rules, at=at, grace_ms=stores.grace_ms, **changes)
+            await session.flush()
+            await confirm()
         await drop_quietly(stores, user)
     return row

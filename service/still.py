@@ -1,7 +1,10 @@
 """Has a user stand still: out of Redis, kept out, and all that was admitted of it applied.
 
-Then there is one state of the user, in PostgreSQL, and a rare change (a void, a reset, a refund, another
-tier) is made on it as one transaction. The next decision loads the user again, and sees the change.
+Then there is one state of the user, in PostgreSQL, and a rare change (a grant, a void, a reset, a refund,
+another tier) is made on it as one transaction. The next decision loads the user again, and sees the change.
+
+The user is kept out by a token that lives for seconds, and is renewed for as long as the process that made
+it lives. A change confirms that it is still there as the last thing before its commit.
 """
 
 from __future__ import annotations
@@ -29,14 +32,18 @@ if TYPE_CHECKING:
     from quota.values import User
     from service.database import Database
 
-__all__ = ["STILL", "Settle", "log_settled", "standing_still"]
+__all__ = ["STILL", "Confirm", "Settle", "log_settled", "standing_still"]
 
 STILL = "still:"  # how the token of a stillness begins; freeze.lua and forget.lua know it too
 WAIT_S = 8.0  # for others to let the user go, and for the log to be applied
 BLOCK_S_MAX = (
     10.0  # a change is a dozen statements; PostgreSQL ends an idle transaction by then too
 )
-TOKEN_MS = 20_000  # longer than the wait and the block: the token outlives a change that goes well
+TOKEN_MS = 5_000  # so long a process that died keeps the user away
+RENEW_S = 1.0
+_SLACK_S = (
+    1.0  # the waits end by themselves; this is for a Redis or a PostgreSQL that does not answer
+)
 _POLL_S = 0.02
 _LINES_MAX = 5_000  # of the log, read at once
 _TIMEOUT_S = 5.0
@@ -44,6 +51,8 @@ _log = structlog.get_logger("allotment.still")
 
 # Applies what the log holds, in this process; None waits for a worker to do it.
 Settle = Callable[[], Awaitable[object]] | None
+# Raises QuotaUnavailableError unless the user stands still, and will for the seconds of a commit.
+Confirm = Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -55,30 +64,39 @@ async def standing_still(
     *,
     settle: Settle,
     wait_s: float = WAIT_S,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Confirm]:
     """A block in which nothing is decided about *user*, and PostgreSQL has all that was.
 
     Decisions wait meanwhile, and see what the block committed. A process that dies in the block
-    keeps them waiting for `TOKEN_MS` at most.
+    keeps them waiting for `TOKEN_MS` at most. What the block gets is to be called before its commit.
 
     Raises:
-        QuotaUnavailableError: the log is behind and nobody applies it, Redis is down, another change
-            of the user takes too long, or the block took longer than `BLOCK_S_MAX`.
+        QuotaUnavailableError: the log is behind and nobody applies it, Redis is down or lost that the
+            user stands still, another change of the user takes too long, or the block took longer than
+            `BLOCK_S_MAX`.
     """
     still = _Stillness(database, redis, keys.shard_of(user.id), user, settle)
     try:
         try:
-            await still.begin(wait_s)
+            async with asyncio.timeout(wait_s + _SLACK_S):
+                await still.begin(wait_s)
         except RedisError as error:
             raise QuotaUnavailableError(str(error)) from error
+        except TimeoutError:
+            message = f"a user could not be made to stand still within {wait_s + _SLACK_S:g} s"
+            raise QuotaUnavailableError(message) from None
         try:
-            async with asyncio.timeout(BLOCK_S_MAX):
-                yield
+            async with asyncio.timeout(BLOCK_S_MAX) as limit:
+                still.limit = limit
+                yield still.confirm
         except TimeoutError:
             message = f"the change of a user was given up after {BLOCK_S_MAX:g} s"
-            raise QuotaUnavailableError(message) from None
+            raise QuotaUnavailableError(_LOST if still.lost else message) from None
     finally:
         await still.end()
+
+
+_LOST = "Redis lost that the user stands still: try again"
 
 
 class _Place(NamedTuple):
@@ -93,7 +111,7 @@ class _Place(NamedTuple):
 
 
 class _Stillness:
-    """One attempt, with a token of its own."""
+    """One attempt, with a token of its own; the *limit* of the block ends it when the token is *lost*."""
 
     def __init__(
         self, database: Database, redis: Client, shard: ShardKeys, user: User, settle: Settle
@@ -106,6 +124,10 @@ class _Stillness:
         self._token = STILL + uuid4().hex
         self._token_key = shard.token_of(user.id.hex)
         self._frozen = False
+        self._keeper: asyncio.Task[None] | None = None
+        self._kept_until = 0.0  # by the clock of the loop; the token may live a little longer
+        self.limit: asyncio.Timeout | None = None
+        self.lost = False
 
     async def begin(self, wait_s: float) -> None:
         """Freeze the user and wait for what was admitted of it, *wait_s* together."""
@@ -123,11 +145,27 @@ class _Stillness:
                 f"the usage log of shard {self._shard.index} is behind: what the user used was not "
                 f"applied within {wait_s:g} s, is a worker running?"
             )
-        if await self._redis.get(self._token_key) != self._token.encode():
-            raise QuotaUnavailableError("Redis lost that the user stands still: try again")
+        await self.confirm()
+
+    async def confirm(self) -> None:
+        """See that the user stands still, and will for the life of a token.
+
+        Raises:
+            QuotaUnavailableError
+        """
+        try:
+            kept = await self._renew()
+        except RedisError as error:
+            raise QuotaUnavailableError(str(error)) from error
+        if not kept:
+            raise QuotaUnavailableError(_LOST)
 
     async def end(self) -> None:
         """Let the user be loaded again."""
+        self.limit = None
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
         if not self._frozen:
             return
         try:
@@ -140,11 +178,40 @@ class _Stillness:
         names = [
             f(name) for f in (self._shard.user_of, self._shard.grants_of, self._shard.token_of)
         ]
+        clock = asyncio.get_running_loop().time
         self._frozen = True  # as soon as it is asked for: the reply may be lost
+        asked_at = clock()
         while not await self._call("freeze", names, [self._token, TOKEN_MS]):
-            if asyncio.get_running_loop().time() >= until:
+            if clock() >= until:
                 raise QuotaUnavailableError("another change of this user is under way: try again")
             await asyncio.sleep(_POLL_S)
+            asked_at = clock()
+        self._kept_until = asked_at + TOKEN_MS / 1000
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def _keep(self) -> None:
+        """Renew the token again and again; end the block if it is gone, or may be."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                async with asyncio.timeout_at(self._kept_until):
+                    kept = await self._renew()
+            except (RedisError, OSError) as error:  # TimeoutError is one of them
+                _log.warning("still.not_renewed", error=str(error))
+                kept = clock() < self._kept_until  # there is time to try again
+            if not kept:
+                break
+        self.lost = True
+        if self.limit is not None and not self.limit.expired():
+            self.limit.reschedule(clock())
+
+    async def _renew(self) -> bool:
+        asked_at = asyncio.get_running_loop().time()
+        kept = await self._call("renew", [self._token_key], [self._token, TOKEN_MS]) == 1
+        if kept:
+            self._kept_until = max(self._kept_until, asked_at + TOKEN_MS / 1000)
+        return kept
 
     async def _applied(self, entry_id: str, *, until: float) -> bool:
         return await _applied(self._database, self._shard, entry_id, self._settle, until=until)

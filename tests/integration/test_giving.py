@@ -12,6 +12,8 @@ from quota.errors import InvalidValueError, QuotaUnavailableError
 from quota.rules import Rules
 from quota.testing import InMemoryQuota
 from quota.values import MICRO, parse_user_id
+from service import giving
+from service.accounts import store_account
 from service.changes import Stores
 from service.giving import give_grant
 from service.still import standing_still
@@ -130,6 +132,25 @@ async def test_if_nobody_applies_the_log_it_says_so_and_nothing_is_given(
 
     with pytest.raises(QuotaUnavailableError, match="is a worker running"):
         await give_grant(waiting, USER, rules, amount_micro=MICRO)
+
+    async with deps.database.connection() as connection:
+        assert await connection.fetchval("SELECT count(*) FROM credit_grants") == 0
+
+
+async def test_nothing_is_given_if_the_user_does_not_stand_still_at_the_commit(
+    deps: Deps, monkeypatch: pytest.MonkeyPatch
+):
+    rules = await stored_rules(deps.database)
+    assert rules is not None
+    store = store_account
+
+    async def lose_the_token(*arguments: Any) -> None:
+        await deps.redis.delete(deps.keys.shard_of(USER.id).token_of(USER.id.hex))
+        await store(*arguments)
+
+    monkeypatch.setattr(giving, "store_account", lose_the_token)
+    with pytest.raises(QuotaUnavailableError, match="lost"):
+        await give_grant(stores(deps), USER, rules, amount_micro=MICRO)
 
     async with deps.database.connection() as connection:
         assert await connection.fetchval("SELECT count(*) FROM credit_grants") == 0

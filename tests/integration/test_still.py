@@ -11,6 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from quota.errors import QuotaUnavailableError
 from quota.values import parse_user_id
 from service import still
+from service.database import Database
+from service.settings import Settings
 from service.staleness import drop_stale_users
 from service.still import STILL, log_settled, standing_still
 from worker.deps import Deps
@@ -156,14 +158,111 @@ async def test_the_token_of_a_process_that_died_expires(deps: Deps):
 
     async with stand_still(deps):
         assert await token(deps) != (STILL + "of the dead").encode()
-    assert still.TOKEN_MS - 1000 * (still.WAIT_S + still.BLOCK_S_MAX) > 0
 
 
 async def test_the_token_has_a_time_to_live(deps: Deps):
     async with stand_still(deps):
         left = await deps.redis.pttl(deps.keys.shard_of(USER.id).token_of(USER.id.hex))
 
-    assert 0 < left <= still.TOKEN_MS
+    assert 0 < left <= still.TOKEN_MS <= 5_000
+
+
+async def expires_in(deps: Deps) -> int:
+    found: int = await deps.redis.pttl(deps.keys.shard_of(USER.id).token_of(USER.id.hex))
+    return found
+
+
+async def set_expiry(deps: Deps, ms: int) -> None:
+    """Have the token expire in *ms*; 0 takes it away."""
+    assert await deps.redis.pexpire(deps.keys.shard_of(USER.id).token_of(USER.id.hex), ms)
+
+
+async def test_the_token_is_renewed_for_as_long_as_its_holder_lives(
+    deps: Deps, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(still, "RENEW_S", 0.01)
+    async with stand_still(deps):
+        await set_expiry(deps, 4_000)
+        async with asyncio.timeout(4):
+            while await expires_in(deps) <= 4_000:
+                pass
+
+    assert await token(deps) is None
+
+
+async def test_the_token_is_renewed_after_the_wait(deps: Deps, monkeypatch: pytest.MonkeyPatch):
+    async def settle() -> None:
+        await deps.drain.run(seconds_max=5)
+        await set_expiry(deps, 2_000)
+
+    monkeypatch.setattr(still, "RENEW_S", 60.0)
+    record_before_the_freeze(deps, monkeypatch)
+    async with standing_still(deps.database, deps.redis, deps.keys, USER, settle=settle):
+        assert await expires_in(deps) > 2_000
+
+
+async def test_a_token_that_is_gone_ends_the_block(deps: Deps, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(still, "RENEW_S", 0.01)
+    with pytest.raises(QuotaUnavailableError, match="lost"):  # noqa: PT012
+        async with stand_still(deps):
+            await set_expiry(deps, 0)
+            await asyncio.Event().wait()
+
+
+async def test_a_token_of_another_by_now_is_left_to_it(deps: Deps, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(still, "RENEW_S", 0.01)
+    shard = deps.keys.shard_of(USER.id)
+    with pytest.raises(QuotaUnavailableError, match="lost"):  # noqa: PT012
+        async with stand_still(deps):
+            await deps.redis.set(shard.token_of(USER.id.hex), "a loader's", px=3_000)
+            await asyncio.Event().wait()
+
+    assert await token(deps) == b"a loader's"
+    assert await expires_in(deps) <= 3_000
+
+
+async def test_a_token_that_can_not_be_renewed_ends_the_block(
+    deps: Deps, monkeypatch: pytest.MonkeyPatch
+):
+    async def refuse(*_: Any) -> int:
+        raise RedisConnectionError("gone")
+
+    monkeypatch.setattr(still, "RENEW_S", 0.01)
+    monkeypatch.setattr(still, "TOKEN_MS", 500)
+    with pytest.raises(QuotaUnavailableError, match="lost"):  # noqa: PT012
+        async with stand_still(deps):
+            monkeypatch.setattr(still._Stillness, "_call", refuse)
+            await asyncio.Event().wait()
+
+
+async def test_before_a_commit_it_is_confirmed_that_the_user_stands_still(
+    deps: Deps, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(still, "RENEW_S", 60.0)
+    async with stand_still(deps) as confirm:
+        await set_expiry(deps, 2_000)
+        await confirm()
+        assert await expires_in(deps) > 2_000
+        await set_expiry(deps, 0)
+        with pytest.raises(QuotaUnavailableError, match="lost"):
+            await confirm()
+
+
+async def test_a_postgresql_that_does_not_answer_is_not_waited_for(
+    deps: Deps, settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(still, "_SLACK_S", 0.1)
+    async with (
+        Database(settings.sqlalchemy_url, pool_max=1) as database,
+        database.connection(),
+    ):  # the only one
+        with pytest.raises(QuotaUnavailableError, match="stand still within"):
+            async with standing_still(
+                database, deps.redis, deps.keys, USER, settle=None, wait_s=0.1
+            ):
+                pytest.fail("it was not seen what is applied")
+
+    assert await token(deps) is None
 
 
 async def test_without_a_worker_it_says_that_one_has_to_run_and_lets_the_user_go(deps: Deps):
