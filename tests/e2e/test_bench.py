@@ -17,6 +17,8 @@ REQUIRED = {
     "redis_us_per_record",
     "redis_us_per_record_three_limits",
     "burn_of_1000_grants_ms",
+    "cold_load_ms",
+    "cold_load_10k_ms",
 }
 
 
