@@ -196,7 +196,7 @@ class Reconciler:
             if fields.get(b"h", b"").startswith((epoch or b"") + b",")
             and not is_outdated(fields, rules)
         ]
-        checked = [Checked(user_id, ABSENT) for user_id in user_ids if user_id not in loaded]
+        checked = [Checked(user_id, ABSENT) for user_id in set(user_ids).difference(loaded)]
         if not loaded:
             return checked
         try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["reconcile_round", "reconcile_users"]
 
 ROUND_SECONDS_MAX = 5.0  # then the next round, ten seconds later, goes on
-_USERS_AT_ONCE = 100  # between two looks at the time; a look takes tens of milliseconds
+_USERS_AT_ONCE = 250  # between two looks at the time: a tenth of a second's work
 _BACKLOG_MAX = 20_000  # lines: to read more would cost a round more than all the rest of it
 _TRIES_MAX = 3  # two that agree are needed to call it drift; who is busy has another round
 _log = structlog.get_logger("allotment.reconcile")
