@@ -193,12 +193,6 @@ async def test_an_allowance_is_not_voided(deps: Deps, apply_tiers: Any):
         await void(deps, "allowance", at=hours(1))
 
 
-async def test_a_grant_that_is_named_as_an_allowance_is_a_grant(deps: Deps):
-    await give(deps, 7, name="allowance")
-
-    assert (await void(deps, "allowance", at=hours(1))).voided == 7 * MICRO
-
-
 class Died(BaseException):
     """A process that is killed."""
 
