@@ -61,16 +61,28 @@ TIERS: dict[str, Any] = {
         },
     },
 }
-# The same tiers with other limits, prices and allowances.
-OTHER_TIERS: dict[str, Any] = {
+# The same tiers with other limits and prices.
+OTHER_LIMITS: dict[str, Any] = {
     **TIERS,
     "features": {"a": {"price": "0.25"}, "c": {"price": "0.1"}},
     "tiers": {
-        "free": {"limits": {"a": {"max": 8, "per": "day"}, "c": {"max": 5, "per": "week"}}},
+        "free": {
+            "credits": {"amount": "7.25", "every": "day"},
+            "limits": {"a": {"max": 8, "per": "day"}, "c": {"max": 5, "per": "week"}},
+        },
         "pro": {
-            "credits": {"amount": "3", "every": "day"},
+            "credits": {"amount": "20", "every": "week"},
             "limits": {"*": [{"max": 25, "per": "month"}, {"max": 15, "per": "window:60"}]},
         },
+    },
+}
+# Other allowances. They come once in a run: for a user of whom nothing is written in between, two
+# changes that come back to the first are none, and what was decided between them is not walked over.
+OTHER_ALLOWANCES: dict[str, Any] = {
+    **OTHER_LIMITS,
+    "tiers": {
+        "free": {"limits": OTHER_LIMITS["tiers"]["free"]["limits"]},
+        "pro": {**OTHER_LIMITS["tiers"]["pro"], "credits": {"amount": "3", "every": "day"}},
     },
 }
 
@@ -105,7 +117,7 @@ _NEGATIVE = """
 """
 RULES = (
     "consume", "consume_late", "record", "reserve", "commit", "release", "repeat",
-    "repeat_what_redis_lost", "refund", "grant", "void", "reset", "set_user", "apply_tiers",
+    "repeat_what_redis_lost", "refund", "grant", "void", "reset", "set_user", "change_limits", "change_allowances",
     "pass_time", "work", "expire", "forget", "lose_redis", "balance", "explain",
 )  # fmt: skip
 
@@ -129,6 +141,7 @@ class Machine(RuleBasedStateMachine):
         ] = []  # those that were allowed, with their keys
         self.holds: list[str] = []
         self.grants: list[str] = []
+        self.allowances_changed = False
         self.lost: list[tuple[str, dict[str, Any]]] = []  # whose keys Redis no longer remembers
 
     def do(self, verb: Coroutine[Any, Any, Answer]) -> Answer:
@@ -252,9 +265,18 @@ class Machine(RuleBasedStateMachine):
     def change_tier(self, tier: str) -> None:
         self.both("set_user", tier=tier)
 
-    @rule(document=st.sampled_from([TIERS, OTHER_TIERS]))
-    def apply_tiers(self, document: dict[str, Any]) -> None:
-        self.both("apply_tiers", document=document)
+    @precondition(lambda self: not self.allowances_changed)
+    @rule(limits=st.sampled_from(["limits as they were", "other limits"]))
+    def change_limits(self, limits: str) -> None:
+        self.fired["change_limits"] += 1
+        self.both("apply_tiers", document=OTHER_LIMITS if limits == "other limits" else TIERS)
+
+    @precondition(lambda self: not self.allowances_changed)
+    @rule()
+    def change_allowances(self) -> None:
+        self.fired["change_allowances"] += 1
+        self.allowances_changed = True
+        self.both("apply_tiers", document=OTHER_ALLOWANCES)
 
     @rule(minutes=st.sampled_from([1, 20, 61, 5 * 60, 24 * 60, 9 * 24 * 60]))
     def pass_time(self, minutes: int) -> None:
