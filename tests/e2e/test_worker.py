@@ -170,7 +170,7 @@ async def test_metrics_tell_what_was_decided_and_applied(
         await record_many(quota, 10)
         await quota.check("user-1", "tokens")
         wanted = {
-            'allotment_decisions_total{outcome="insufficient_credits",verb="check"} 1.0',
+            'allotment_decisions_total{outcome="ok",verb="check"} 1.0',
             'allotment_decisions_total{outcome="ok",verb="record"} 10.0',
             'allotment_log_backlog_records{shard="0"} 0.0',
             "allotment_records_admitted_total 10.0",
