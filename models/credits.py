@@ -23,7 +23,8 @@ class CreditGrant(SQLModel, table=True):
     """An amount of credits with priority and expiry; recurring ones are set back to it.
 
     Of it only `left_micro`, `renewed_at` and `voided_at` ever change, and of a tier's allowance the
-    amount and how often it recurs. `left_micro` passes the amount where a reset has a minimum to keep.
+    amount and how often it recurs: `changed_at` tells of which change of the tier's they are, NULL of none.
+    `left_micro` passes the amount where a reset has a minimum to keep.
     """
 
     __tablename__ = "credit_grants"
@@ -60,6 +61,7 @@ class CreditGrant(SQLModel, table=True):
     created_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
     every: str | None = Field(default=None, sa_column=label())
     renewed_at: dt.datetime | None = Field(default=None, sa_column=instant(nullable=True))
+    changed_at: dt.datetime | None = Field(default=None, sa_column=instant(nullable=True))
     overused_micro: int = Field(default=0, sa_column=bigint(default=0))
     min_rollover_micro: int = Field(default=0, sa_column=bigint(default=0))
     max_rollover_micro: int = Field(default=0, sa_column=bigint(default=0))

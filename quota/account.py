@@ -7,21 +7,20 @@ back to its amount, gets another amount) is never written by a timer: `Account.a
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import UUID
+from typing import TYPE_CHECKING, NamedTuple
 
 from quota.burndown import burn_order
-from quota.period import renewal_at
+from quota.payments import BEYOND, GONE, RETURNS, Payment, payment_rows, payments_of, turned
+from quota.pot import NEVER, Pot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
+    from uuid import UUID
 
     from quota.burndown import Grant
+    from quota.payments import Kind
 
-__all__ = ["Account", "Move", "Payment", "payment_rows", "payments_of"]
-
-_NEVER = 2**63
+__all__ = ["Account", "Move", "Payment", "Payments", "payment_rows", "payments_of"]
 
 
 class Move(NamedTuple):
@@ -37,103 +36,7 @@ class Move(NamedTuple):
     at_ms: int
 
 
-class Payment(NamedTuple):
-    """What one grant paid for a hold; it *returns* unless the grant was set back since then."""
-
-    grant_id: UUID | None
-    amount: int
-    returns: bool = True
-
-
-Payments = list[tuple[UUID | None, int]]
-
-
-def payment_rows(payments: Iterable[Payment]) -> list[list[Any]]:
-    """Payments as JSON values."""
-    return [
-        [None if one.grant_id is None else str(one.grant_id), one.amount, one.returns]
-        for one in payments
-    ]
-
-
-def payments_of(rows: Iterable[Sequence[Any]]) -> list[Payment]:
-    """The inverse of `payment_rows`."""
-    return [Payment(None if row[0] is None else UUID(row[0]), row[1], row[2]) for row in rows]
-
-
-class _Pot:
-    """A grant, and what of it changes."""
-
-    __slots__ = (
-        "amount",
-        "change",
-        "ends_at_ms",
-        "every",
-        "grant",
-        "left",
-        "overused",
-        "renewed_at_ms",
-    )
-
-    def __init__(self, grant: Grant) -> None:
-        self.grant = grant
-        self.left = grant.left
-        self.amount = grant.amount
-        self.overused = grant.overused
-        self.every = grant.every
-        self.change = grant.changes_to
-        ends_at_ms = grant.ends_at_ms
-        self.ends_at_ms = _NEVER if ends_at_ms is None else ends_at_ms
-        start_ms = grant.renewed_at_ms
-        self.renewed_at_ms = grant.effective_at_ms if start_ms is None else start_ms
-
-    @property
-    def anchor_ms(self) -> int:
-        anchor_ms = self.grant.anchor_ms
-        return self.grant.effective_at_ms if anchor_ms is None else anchor_ms
-
-    def active(self, at_ms: int) -> bool:
-        return self.grant.effective_at_ms <= at_ms < self.ends_at_ms
-
-    def next_ms(self, at_ms: int) -> int:
-        """The next instant after *at_ms* at which it begins, is set back, changes or ends."""
-        if at_ms >= self.ends_at_ms or self.grant.effective_at_ms >= self.ends_at_ms:
-            return _NEVER
-        if at_ms < self.grant.effective_at_ms:
-            return self.grant.effective_at_ms
-        next_ms = self.ends_at_ms
-        if self.change is not None and self.change[0] > at_ms:
-            next_ms = min(next_ms, self.change[0])
-        if self.every is not None:
-            end_ms = renewal_at(self.every, self.anchor_ms, at_ms).end_ms
-            assert end_ms is not None
-            next_ms = min(next_ms, end_ms)
-        return next_ms
-
-    def current(self) -> Grant:
-        grant = self.grant
-        voided_at_ms = grant.voided_at_ms
-        if self.ends_at_ms not in (_NEVER, grant.ends_at_ms):
-            voided_at_ms = self.ends_at_ms
-        if (self.left, self.amount, self.overused, self.every, self.change, voided_at_ms) == (
-            grant.left,
-            grant.amount,
-            grant.overused,
-            grant.every,
-            grant.changes_to,
-            grant.voided_at_ms,
-        ) and self.renewed_at_ms == (grant.renewed_at_ms or grant.effective_at_ms):
-            return grant
-        return replace(
-            grant,
-            left=self.left,
-            amount=self.amount,
-            overused=self.overused,
-            every=self.every,
-            changes_to=self.change,
-            voided_at_ms=voided_at_ms,
-            renewed_at_ms=self.renewed_at_ms,
-        )
+Payments = list[tuple["UUID | None", int]]
 
 
 class Account:
@@ -151,12 +54,12 @@ class Account:
         at_ms: int = 0,
         holds: Mapping[str, Iterable[Payment]] | None = None,
     ) -> None:
-        self._pots = [_Pot(grant) for grant in burn_order(grants)]
+        self._pots = [Pot(grant) for grant in burn_order(grants)]
         self._by_id = {pot.grant.id: pot for pot in self._pots}
         self.overage = overage
         self.at_ms = at_ms
         self.holds = {key: list(payments) for key, payments in (holds or {}).items()}
-        self._active: list[_Pot] = []  # those that can pay, in burn order, until _quiet_until_ms
+        self._active: list[Pot] = []  # those that can pay, in burn order, until _quiet_until_ms
         self._quiet_until_ms = 0
 
     def advance(self, at_ms: int) -> list[Move]:
@@ -171,7 +74,7 @@ class Account:
         at_ms = max(self.at_ms, at_ms)
         moves: list[Move] = []
         while self.overage:
-            step_ms = min((pot.next_ms(self.at_ms) for pot in self._pots), default=_NEVER)
+            step_ms = min((pot.next_ms(self.at_ms) for pot in self._pots), default=NEVER)
             if step_ms >= at_ms:
                 break
             self._stand_at(step_ms, moves)
@@ -198,21 +101,24 @@ class Account:
     def settle(self, key: str, kept: int) -> tuple[Payments, list[Move]]:
         """End a hold: *kept* of its cost stays paid, first taken first; the rest goes back, last first.
 
-        What comes back to a grant that is over by now, or was set back since, has lapsed.
+        What comes back to a grant that is over by now, or was set back since, has lapsed. So has what
+        only makes up for use beyond a smaller amount.
         """
         payments = self.holds.pop(key)
         stays: Payments = []
         back: list[Payment] = []
-        for grant_id, amount, returns in payments:
-            part = min(kept, amount)
+        for one in payments:
+            part = min(kept, one.amount)
             kept -= part
             if part:
-                stays.append((grant_id, part))
-            if part < amount:
-                back.append(Payment(grant_id, amount - part, returns))
+                stays.append((one.grant_id, part))
+            if part < one.amount:
+                back.append(one._replace(amount=one.amount - part))
         moves: list[Move] = []
         for one in reversed(back):
-            returned = self._return(one) if one.returns else 0
+            returned = self._return(one.grant_id, one.amount) if one.returns else 0
+            if one.beyond:
+                self._make_up(one.grant_id, one.amount)
             if returned:
                 moves.append(Move("returned", one.grant_id, returned, self.at_ms))
             if returned < one.amount:
@@ -220,8 +126,8 @@ class Account:
         self._repay(moves)
         return stays, moves
 
-    def give_back(self, payments: Payments, amount: int) -> list[Move]:
-        """Give *amount* of *payments* back, last first; to a grant that is over by now, nothing.
+    def give_back(self, payments: Payments, amount: int, *, paid_at_ms: int) -> list[Move]:
+        """Give *amount* of *payments* back, last first; nothing to a grant that is over or was set back since.
 
         A recurring grant takes back no more than its amount. No grant means overage, as far as
         there is still some. What holds may give back keeps its room in both.
@@ -230,8 +136,10 @@ class Account:
         for grant_id, paid in reversed(payments):
             part = min(amount, paid)
             amount -= part
-            part -= self._taken_off_overused(grant_id, part)
-            returned = self._return(Payment(grant_id, min(part, self._room_of(grant_id))))
+            if self._set_back_since(grant_id, paid_at_ms):
+                continue
+            part -= self._make_up(grant_id, part)
+            returned = self._return(grant_id, min(part, self._room_of(grant_id)))
             if returned:
                 moves.append(Move("returned", grant_id, returned, self.at_ms))
         self._repay(moves)
@@ -250,7 +158,8 @@ class Account:
     def reset(self, *, at_ms: int, preserve_overage: bool) -> list[Move]:
         """Let each active grant roll over within its bounds; grants that begin at *at_ms* count whole.
 
-        Overage is dropped, or burns from what rolled over where it is preserved.
+        Holds do not carry past those bounds what they give back later. Overage is dropped, or burns from
+        what rolled over where it is preserved.
         """
         moves = self.advance(at_ms - 1) if self.at_ms < at_ms else []
         self.at_ms = at_ms = max(self.at_ms, at_ms)
@@ -261,6 +170,7 @@ class Account:
         for pot in self._active:
             left = min(pot.grant.max_rollover, max(pot.grant.min_rollover, pot.left))
             self._set_left(pot, left, at_ms, moves)
+            self._bound_holds(pot.grant.id, pot.grant.max_rollover - left)
         if self.overage and not preserve_overage:
             moves.append(Move("forgiven", None, self.overage, at_ms))
             self.overage = 0
@@ -279,10 +189,10 @@ class Account:
         changes = (
             pot.next_ms(at_ms)
             for pot in self._pots
-            if pot.left or pot.every or pot.change or pot.grant.id in paying
+            if pot.left or pot.every or pot.changes or pot.grant.id in paying
         )
-        first_ms = min(changes, default=_NEVER)
-        return None if first_ms == _NEVER else first_ms
+        first_ms = min(changes, default=NEVER)
+        return None if first_ms == NEVER else first_ms
 
     def returnable(self, key: str) -> list[tuple[int, bool]]:
         """What each payer of a hold paid, and whether it would come back now."""
@@ -290,6 +200,10 @@ class Account:
             (one.amount, one.returns and (one.grant_id is None or self._open(one.grant_id)))
             for one in self.holds[key]
         ]
+
+    def renewals(self) -> dict[UUID, int]:
+        """When each recurring grant was set back last; what it paid before does not come back."""
+        return {pot.grant.id: pot.renewed_at_ms for pot in self._pots if pot.every is not None}
 
     def left_of(self, grant_id: UUID) -> int:
         """Micro-credits left of a grant, whether it is active or not."""
@@ -307,46 +221,37 @@ class Account:
         """Take everything that happened up to *at_ms*, and let what is active pay overage."""
         self.at_ms = at_ms
         for pot in self._pots:
-            if pot.every is not None or pot.change is not None:
+            if pot.every is not None or pot.changes:
                 self._catch_up(pot, moves)
         self._active = [pot for pot in self._pots if pot.active(at_ms)]
-        self._quiet_until_ms = min((pot.next_ms(at_ms) for pot in self._pots), default=_NEVER)
+        self._quiet_until_ms = min((pot.next_ms(at_ms) for pot in self._pots), default=NEVER)
         self._repay(moves)
 
-    def _catch_up(self, pot: _Pot, moves: list[Move]) -> None:
+    def _catch_up(self, pot: Pot, moves: list[Move]) -> None:
         last_ms = min(self.at_ms, pot.ends_at_ms - 1)
         if last_ms < pot.grant.effective_at_ms:
             return
-        if pot.change is not None and pot.change[0] <= last_ms:
-            changed_at_ms, amount, every = pot.change
-            pot.change = None
-            self._renew(pot, min(changed_at_ms, last_ms), moves)
-            left = amount - (pot.amount - pot.left) - pot.overused
-            before, pot.overused = pot.overused, max(0, -left)
+        while pot.changes and pot.changes[0].at_ms <= last_ms:
+            change, *later = pot.changes
+            self._renew(pot, change.at_ms, moves)
+            before, left = pot.overused, pot.take(change)
+            pot.changes = tuple(later)
             if pot.overused > before:
-                self._keep_of_holds(pot.grant.id, pot.overused - before)
-            self._set_left(pot, max(0, left), changed_at_ms, moves)
-            pot.amount, pot.every = amount, every
-            # What was used stays used until the next of the new recurrences.
-            start_ms = renewal_at(every, pot.anchor_ms, changed_at_ms).start_ms
-            pot.renewed_at_ms = max(pot.renewed_at_ms, start_ms)
+                self._turn(pot.grant.id, pot.overused - before, of=RETURNS, to=BEYOND)
+            else:
+                self._unbind(pot)
+            self._set_left(pot, left, change.at_ms, moves)
         self._renew(pot, last_ms, moves)
 
-    def _renew(self, pot: _Pot, at_ms: int, moves: list[Move]) -> None:
-        if pot.every is None or at_ms < pot.grant.effective_at_ms:
-            return
-        start_ms = renewal_at(pot.every, pot.anchor_ms, at_ms).start_ms
-        if start_ms <= pot.renewed_at_ms:
+    def _renew(self, pot: Pot, at_ms: int, moves: list[Move]) -> None:
+        start_ms = pot.due_ms(at_ms)
+        if start_ms is None:
             return
         pot.renewed_at_ms, pot.overused = start_ms, 0
         self._set_left(pot, pot.amount, start_ms, moves)
-        for key, payments in self.holds.items():
-            self.holds[key] = [
-                one._replace(returns=False) if one.grant_id == pot.grant.id else one
-                for one in payments
-            ]
+        self._bound_holds(pot.grant.id, 0)
 
-    def _set_left(self, pot: _Pot, left: int, at_ms: int, moves: list[Move]) -> None:
+    def _set_left(self, pot: Pot, left: int, at_ms: int, moves: list[Move]) -> None:
         if left > pot.left:
             moves.append(Move("renewed", pot.grant.id, left - pot.left, at_ms))
         elif left < pot.left:
@@ -392,25 +297,32 @@ class Account:
                     taken.append(one._replace(amount=one.amount - part))
             self.holds[key] = taken
 
-    def _keep_of_holds(self, grant_id: UUID, amount: int) -> None:
-        """Let so much of what holds took of a grant not come back: it is of less now than was used."""
-        for key in sorted(self.holds):
-            kept: list[Payment] = []
-            for one in self.holds[key]:
-                part = min(amount, one.amount) if one.grant_id == grant_id and one.returns else 0
-                amount -= part
-                if part < one.amount:  # first, for that is what a commit uses first
-                    kept.append(one._replace(amount=one.amount - part))
-                if part:
-                    kept.append(Payment(grant_id, part, returns=False))
-            self.holds[key] = kept
+    def _turn(self, grant_id: UUID | None, amount: int, *, of: Kind, to: Kind) -> None:
+        """Let so much of what holds took of a grant be of another kind."""
+        for key in sorted(self.holds):  # whoever read them, and in whatever order
+            if amount <= 0:
+                break
+            self.holds[key], amount = turned(self.holds[key], grant_id, amount, of=of, to=to)
 
-    def _held_of(self, grant_id: UUID | None) -> int:
+    def _bound_holds(self, grant_id: UUID, room: int) -> None:
+        """Let no more than *room* come back to a grant from holds."""
+        if self.holds:
+            held = self._held_of(grant_id)
+            self._turn(grant_id, held - room, of=RETURNS, to=GONE)
+            self._turn(grant_id, self._held_of(grant_id, BEYOND), of=BEYOND, to=GONE)
+
+    def _unbind(self, pot: Pot) -> None:
+        """Let what holds took beyond the amount come back, as far as the grant is not overused any more."""
+        if self.holds:
+            beyond = self._held_of(pot.grant.id, BEYOND)
+            self._turn(pot.grant.id, beyond - pot.overused, of=BEYOND, to=RETURNS)
+
+    def _held_of(self, grant_id: UUID | None, kind: Kind = RETURNS) -> int:
         return sum(
             one.amount
             for payments in self.holds.values()
             for one in payments
-            if one.grant_id == grant_id and one.returns
+            if one.grant_id == grant_id and one[2:] == kind
         )
 
     def _room_of(self, grant_id: UUID | None) -> int:
@@ -419,26 +331,27 @@ class Account:
             return max(0, self.overage - self._held_of(None))
         pot = self._by_id.get(grant_id)
         if pot is None or pot.every is None:
-            return _NEVER
+            return NEVER
         return max(0, pot.amount - pot.left - self._held_of(grant_id))
 
-    def _taken_off_overused(self, grant_id: UUID | None, amount: int) -> int:
-        """How much of a refund only makes up for use beyond what the grant is of now."""
+    def _set_back_since(self, grant_id: UUID | None, paid_at_ms: int) -> bool:
+        pot = self._by_id.get(grant_id) if grant_id is not None else None
+        return pot is not None and pot.every is not None and pot.renewed_at_ms > paid_at_ms
+
+    def _make_up(self, grant_id: UUID | None, amount: int) -> int:
+        """Take *amount*, as far as it goes, off what was used beyond what the grant is of now; how much."""
         pot = self._by_id.get(grant_id) if grant_id is not None else None
         if pot is None or not pot.overused:
             return 0
         made_up = min(amount, pot.overused)
         pot.overused -= made_up
+        self._unbind(pot)
         return made_up
 
     def _forget_overage_of_holds(self) -> None:
-        for key, payments in self.holds.items():
-            self.holds[key] = [
-                one._replace(returns=False) if one.grant_id is None else one for one in payments
-            ]
+        self._turn(None, self._held_of(None), of=RETURNS, to=GONE)
 
-    def _return(self, payment: Payment) -> int:
-        grant_id, amount, _ = payment
+    def _return(self, grant_id: UUID | None, amount: int) -> int:
         if grant_id is None:
             returned = min(amount, self.overage)
             self.overage -= returned

@@ -7,16 +7,24 @@ the oldest. Expiring credits go before lasting ones, and gifts before what was b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from uuid import UUID
 
-__all__ = ["KINDS", "Grant", "burn_order"]
+__all__ = ["KINDS", "Change", "Grant", "burn_order"]
 
 KINDS = ("promo", "granted", "purchased")
 _RANK = {kind: rank for rank, kind in enumerate(KINDS)}
+
+
+class Change(NamedTuple):
+    """From then on a grant is of another amount, and recurs as often; what was used stays used."""
+
+    at_ms: int
+    amount: int
+    every: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +49,8 @@ class Grant:
     anchor_ms: int | None = None  # none: effective_at_ms
     renewed_at_ms: int | None = None  # when the recurrence began that `left` belongs to
     overused: int = 0  # used in this recurrence beyond an amount that became smaller
-    # (at_ms, amount, every): from then on it is of another amount; what was used stays used.
-    changes_to: tuple[int, int, str] | None = None
+    changed_at_ms: int | None = None  # when it took the last of its changes
+    changes_to: tuple[Change, ...] = ()  # those to come, first to last
 
     @property
     def ends_at_ms(self) -> int | None:

@@ -148,7 +148,6 @@ class Reservation:
             return
         try:
             await hold.release(now=self._now)
-        except (
-            QuotaError
-        ) as failure:  # it expires by itself, and what the block raised is to be seen
+        except QuotaError as failure:
+            # It expires by itself, and what the block raised is to be seen.
             _log.warning("hold %s was not released: %s", hold.id, failure)

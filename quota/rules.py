@@ -19,7 +19,15 @@ from quota.period import parse_per
 from quota.prices import Price, cost_of, parse_price, unit_of
 from quota.values import AMOUNT_MAX, parse_credits, parse_feature, parse_key
 
-__all__ = ["ANY_FEATURE", "LINES_FORM", "UNLIMITED", "Allowance", "Rules", "Tier"]
+__all__ = [
+    "ANY_FEATURE",
+    "LINES_FORM",
+    "UNLIMITED",
+    "Allowance",
+    "AllowanceChanges",
+    "Rules",
+    "Tier",
+]
 
 LINES_FORM = 2  # of `Rules.lines`: a Redis that has them in another one gets them again
 ANY_FEATURE = "*"
@@ -61,6 +69,10 @@ class Allowance:
     every: str
 
 
+# What a tier's allowance was, and from which instant in ms on: ascending, the first from 0 on.
+AllowanceChanges = tuple[tuple[int, Allowance | None], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
     """A named set of limits, prices, allowance and thresholds.
@@ -92,8 +104,9 @@ class Tier:
 class Rules:
     """Every tier and price, under one version.
 
-    `applied_at_ms` is when that version came into force, from which on its allowances count; 0 when
-    it is not known. What the rules say does not depend on it, so it is no part of their equality.
+    `applied_at_ms` is when that version was applied; 0 when it is not known. `allowances` has the changes
+    of each tier's allowance up to that version, if it had one (`quota.allowance`); None where they are not
+    known. What the rules say does not depend on either, so they are no part of their equality.
     """
 
     default_tier: str
@@ -103,12 +116,20 @@ class Rules:
     version: int = 0
     applied_at_ms: int = field(default=0, compare=False)
     on_outage: Mapping[str, int] = field(default_factory=dict)
+    allowances: Mapping[str, AllowanceChanges] | None = field(default=None, compare=False)
     _costs: dict[tuple[str, str | None, str | None, int], str] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @classmethod
-    def from_document(cls, document: object, *, version: int = 0, applied_at_ms: int = 0) -> Rules:
+    def from_document(
+        cls,
+        document: object,
+        *,
+        version: int = 0,
+        applied_at_ms: int = 0,
+        allowances: Mapping[str, AllowanceChanges] | None = None,
+    ) -> Rules:
         """Read the content of a `tiers.toml` (DESIGN 10).
 
         Raises:
@@ -123,7 +144,7 @@ class Rules:
             raise InvalidValueError(
                 "default_tier", default, f"one of the tiers: {', '.join(tiers)}"
             )
-        return cls(default, tiers, prices, top, version, applied_at_ms, on_outage)
+        return cls(default, tiers, prices, top, version, applied_at_ms, on_outage, allowances)
 
     @property
     def allow_on_outage(self) -> bool:
@@ -149,6 +170,13 @@ class Rules:
         return min(
             [units, *(one.max for one in limits if one.mode == HARD and one.max is not None)]
         )
+
+    def allowances_of(self, name: str) -> AllowanceChanges:
+        """The changes of a tier's allowance; where they are not known, it was never another one."""
+        if self.allowances is not None:
+            return self.allowances.get(name, ())
+        tier = self.tiers.get(name)
+        return () if tier is None or tier.allowance is None else ((0, tier.allowance),)
 
     def price_of(self, tier: str, feature: str) -> Price | None:
         """The tier's own price of *feature*, else everyone's; None: it asks no credits."""

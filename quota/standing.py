@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from quota.account import Account, Payment, payment_rows, payments_of
-from quota.burndown import Grant
+from quota.burndown import Change, Grant
 from quota.held import Held
 from quota.period import CALENDAR_PERIODS, Calendar, Window, window_at
 from quota.rules import per_code, per_name
@@ -50,6 +50,7 @@ _GRANT_FIELDS = (
     "anchor_ms",
     "renewed_at_ms",
     "overused",
+    "changed_at_ms",
     "changes_to",
 )
 
@@ -132,8 +133,8 @@ class Profile:
 
 def _grant(row: list[Any]) -> Grant:
     fields = dict(zip(_GRANT_FIELDS, row[1:], strict=True))
-    change = fields.pop("changes_to")
-    return Grant(id=UUID(row[0]), **fields, changes_to=change and tuple(change))
+    changes = tuple(Change(*change) for change in fields.pop("changes_to"))
+    return Grant(id=UUID(row[0]), **fields, changes_to=changes)
 
 
 def standing_fields(

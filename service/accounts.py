@@ -9,14 +9,14 @@ row and its shard, and nothing of the user waits in the log (`service.changes`).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from quota.account import Account, payment_rows, payments_of
-from quota.allowance import allowance_grant, allowance_id
+from quota.allowance import allowance_grant, allowance_id, moved_allowance
 from quota.burndown import Grant
-from quota.period import Calendar, renewal_at
+from quota.period import Calendar
 from quota.values import instant_ms, instant_of, new_key
 from service.database import statement
 from service.units import counted_starts, take_back_units
@@ -68,6 +68,7 @@ class StoredAccount:
     """An account, and what of it PostgreSQL has: what differs is written by `store_account`."""
 
     user_id: UUID
+    rules: Rules
     tier: str
     calendar: Calendar
     account: Account
@@ -89,23 +90,18 @@ class StoredAccount:
         return named or next((grant for grant in grants if str(grant.id) == name), None)
 
     def change_allowance(self, tier: Tier | None, *, anchor_ms: int, at_ms: int) -> None:
-        """Put the allowance of *tier* in the place of the one there is; what was used stays used.
-
-        An anchor that moves changes when the next renewal comes; it is no renewal itself.
-        """
+        """Put the allowance of *tier* in the place of the one there is; what was used stays used."""
         allowance = allowance_id(self.user_id)
+        changes = self.rules.allowances_of(tier.name) if tier is not None else ()
         others = [grant for grant in self.account.grants() if grant.id != allowance]
         found = next((one for one in self.account.grants() if one.id == allowance), None)
         if found is not None and found.id not in self.rows and found == self.fresh:
             found = None  # never touched: the new one begins as fresh
-        if found is not None and found.every is not None:
-            start_ms = renewal_at(found.every, anchor_ms, at_ms).start_ms
-            renewed_ms = found.renewed_at_ms or found.effective_at_ms
-            found = replace(found, renewed_at_ms=max(start_ms, renewed_ms), anchor_ms=anchor_ms)
-        changed = allowance_grant(
-            self.user_id, tier, found, anchor_ms=anchor_ms, changed_at_ms=at_ms, at_ms=at_ms
-        )
-        if found is None:
+        changed: Grant | None
+        if found is not None:
+            changed = moved_allowance(changes, found, anchor_ms=anchor_ms, at_ms=at_ms)
+        else:
+            changed = allowance_grant(self.user_id, changes, None, anchor_ms=anchor_ms, at_ms=at_ms)
             self.fresh = changed
         self.account = Account(
             others if changed is None else [*others, changed],
@@ -129,10 +125,9 @@ async def load_account(
     stored = rows.get(allowance_id(user_id))
     allowance = allowance_grant(
         user_id,
-        rules.tiers.get(row["tier"]),
+        rules.allowances_of(row["tier"]),
         stored,
         anchor_ms=row["anchor_ms"],
-        changed_at_ms=rules.applied_at_ms,
         at_ms=at_ms,
     )
     given = [grant for grant in rows.values() if grant is not stored]
@@ -145,7 +140,7 @@ async def load_account(
     calendar = Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"])
     fresh = allowance if stored is None else None
     found = StoredAccount(
-        user_id, row["tier"], calendar, account, rows, row["overage_micro"], holds, fresh
+        user_id, rules, row["tier"], calendar, account, rows, row["overage_micro"], holds, fresh
     )
     _walk(found, at_ms)
     return found
@@ -227,12 +222,12 @@ async def _store_grants(connection: asyncpg.Connection[Any], found: StoredAccoun
 def _movable(grant: Grant) -> tuple[object, ...]:
     """What of a stored grant can change."""
     shape = (grant.amount, grant.left, grant.every, grant.overused)
-    return (*shape, grant.renewed_at_ms, grant.voided_at_ms)
+    return (*shape, grant.renewed_at_ms, grant.changed_at_ms, grant.voided_at_ms)
 
 
 def _movable_row(grant: Grant) -> tuple[object, ...]:
-    *rest, renewed_ms, voided_ms = _movable(grant)
-    return (*rest, _instant(renewed_ms), _instant(voided_ms))
+    *rest, renewed_ms, changed_ms, voided_ms = _movable(grant)
+    return (*rest, *map(_instant, (renewed_ms, changed_ms, voided_ms)))
 
 
 def _allowance_row(grant: Grant) -> tuple[object, ...]:
@@ -301,4 +296,5 @@ def stored_grant(row: Any) -> Grant:
         every=row["every"],
         renewed_at_ms=row["renewed_at_ms"],
         overused=row["overused_micro"],
+        changed_at_ms=row["changed_at_ms"],
     )

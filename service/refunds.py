@@ -1,7 +1,8 @@
 """Gives units of a record back, and their credits to the grants that paid, last burnt first.
 
-What a grant paid that is over by now does not come back: nobody could spend it. The answer says so, by
-less credits than were due. Units leave the running periods that counted them, so they can be used again.
+What a grant paid that is over by now does not come back: nobody could spend it. Nor does what a recurring
+grant paid before it was set back: it is whole without it. The answer says so, by less credits than were
+due. Units leave the running periods that counted them, so they can be used again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["LATE_GRACE_MS", "Refunded", "refund"]
 
 LATE_GRACE_MS = 3_600_000  # the default of LATE_GRACE
-_OVER = "a grant that paid is over: what it paid does not come back"
+_OVER = "a grant that paid is over, or was set back since: what it paid does not come back"
 _NOTHING_LEFT = "all of the record was refunded before"
 _LESS_LEFT = "only so many units of the record were left to refund"
 
@@ -274,7 +275,7 @@ async def _return(change: Change, line: _Line, grant_id: UUID | None, part: int)
     """Give *part* back to a grant; or reduce overage, and what was repaid of it goes to who repaid."""
     account = change.stored.account
     if grant_id is not None:
-        return account.give_back([(grant_id, part)], part)
+        return account.give_back([(grant_id, part)], part, paid_at_ms=line.row["arrived_ms"])
     held = sum(
         one.amount
         for payments in account.holds.values()
@@ -282,18 +283,23 @@ async def _return(change: Change, line: _Line, grant_id: UUID | None, part: int)
         if one.grant_id is None and one.returns
     )
     open_micro = min(part, max(0, account.overage - held))
-    moves = account.give_back([(None, open_micro)], open_micro) if open_micro else []
+    moves = account.give_back([(None, open_micro)], open_micro, paid_at_ms=account.at_ms)
     rest = part - open_micro
     if rest:
         await write_entries(change.connection, change.stored)  # who repaid just now counts too
+        renewals = account.renewals()
         rows = await change.connection.fetch(
             statement("service", "repayers"),
             change.stored.user_id,
             instant_of(line.row["created_ms"]),
+            list(renewals),
+            [*map(instant_of, renewals.values())],
         )
         for row in rows:
             share = min(rest, max(0, row["amount_micro"]))
             if share:
                 rest -= share
-                moves += account.give_back([(row["grant_id"], share)], share)
+                moves += account.give_back(
+                    [(row["grant_id"], share)], share, paid_at_ms=account.at_ms
+                )
     return moves

@@ -265,10 +265,9 @@ def _account(stored: Stored, rules: Rules, *, first_ms: int) -> Account:
     grants = {grant.id: grant for grant in stored.grants}
     allowance = allowance_grant(
         row["id"],
-        rules.tiers.get(row["tier"]),
+        rules.allowances_of(row["tier"]),
         grants.pop(allowance_id(row["id"]), None),
         anchor_ms=row["anchor_ms"],
-        changed_at_ms=rules.applied_at_ms,
         at_ms=first_ms,
     )
     return Account(

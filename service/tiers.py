@@ -14,19 +14,24 @@ from typing import TYPE_CHECKING, Any
 from sqlmodel import col, func, select
 
 from models import CreditPrice, OutagePolicy, TierLimit, TierVersion, User
+from quota.allowance import allowance_changes
 from quota.errors import InvalidValueError
 from quota.on_outage import on_outage_entry
-from quota.rules import ANY_FEATURE, LINES_FORM, UNLIMITED, Rules
+from quota.rules import ANY_FEATURE, LINES_FORM, UNLIMITED, Allowance, Rules
 from quota.scripts import ScriptCaller, script
 from quota.values import credits_of, instant_ms, instant_of
+from service.database import driver_of, statement
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
     from pathlib import Path
 
+    import asyncpg
     from sqlmodel.ext.asyncio.session import AsyncSession
 
     from quota.keys import Keys, ShardKeys
+    from quota.rules import AllowanceChanges
     from quota.scripts import Client
     from service.database import Database
 
@@ -36,6 +41,7 @@ __all__ = [
     "publish_shard",
     "read_tiers_file",
     "refuse_orphans",
+    "stored_allowances",
     "stored_rules",
 ]
 
@@ -74,7 +80,11 @@ async def apply_rules(database: Database, rules: Rules, *, at: datetime | None =
         version = 1 if stored is None else stored.version + 1
         applied_at_ms = instant_ms(at or (await session.exec(select(func.now()))).one())
         session.add_all(_rows(rules, version, applied_at=instant_of(applied_at_ms)))
-    return Rules.from_document(dict(rules.document), version=version, applied_at_ms=applied_at_ms)
+        await session.flush()
+        allowances = await stored_allowances(await driver_of(session))
+    return Rules.from_document(
+        dict(rules.document), version=version, applied_at_ms=applied_at_ms, allowances=allowances
+    )
 
 
 async def stored_rules(database: Database) -> Rules | None:
@@ -242,7 +252,28 @@ async def _rules_in(session: AsyncSession) -> Rules | None:
             top = top["features"].setdefault(policy.feature, {})
         top["on_outage"] = on_outage_entry(policy.max)
     applied_at_ms = max(instant_ms(tier.applied_at) for tier in tiers)
-    return Rules.from_document(document, version=version, applied_at_ms=applied_at_ms)
+    return Rules.from_document(
+        document,
+        version=version,
+        applied_at_ms=applied_at_ms,
+        allowances=await stored_allowances(await driver_of(session)),
+    )
+
+
+async def stored_allowances(
+    connection: asyncpg.Connection[Any],
+) -> Mapping[str, AllowanceChanges]:
+    """What was each tier's allowance, and from when on: what waits in the log may be of then."""
+    return allowance_changes(
+        (
+            row["applied_at_ms"],
+            row["name"],
+            None
+            if row["allowance_micro"] is None
+            else Allowance(row["allowance_micro"], row["allowance_every"]),
+        )
+        for row in await connection.fetch(statement("service", "allowances"))
+    )
 
 
 def _tier_table(tier: TierVersion) -> dict[str, Any]:

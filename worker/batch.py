@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from quota.burndown import Grant
     from quota.period import Calendar
-    from quota.rules import Tier
+    from quota.rules import AllowanceChanges
     from service.usage_log import Line
     from worker.holding import Hold
 
@@ -75,8 +75,7 @@ class Member(NamedTuple):
     overage_at_ms: int  # when it was last set: of grants that were over by then, none repays it
     grants: Sequence[Grant]
     holds: Mapping[str, Hold] = MappingProxyType({})  # open ones, in the order of their reserves
-    tier: Tier | None = None
-    changed_at_ms: int = 0  # when the rules came into force, and with them the tier's allowance
+    allowances: AllowanceChanges = ()  # of the tier; nothing, if it never had one
 
 
 @dataclass(slots=True)
@@ -104,9 +103,10 @@ class Batch:
     )  # end in ms, units
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     grants_left: list[tuple[UUID, UUID, int]] = field(default_factory=list)
-    # Of those that were set back or changed: left, amount, how often, since when.
+    # Of those that were set back or changed: left, amount, how often, since when, used beyond it, changed when.
     grants_renewed: list[tuple[Any, ...]] = field(default_factory=list)
-    # Tiers' allowances without a row so far: user, id, amount, left, effective, made and renewed at, how often.
+    # Tiers' allowances without a row so far: user, id, amount, left, effective, made and renewed at, how often,
+    # used beyond it, changed when.
     allowances: list[tuple[Any, ...]] = field(default_factory=list)
     overages: list[tuple[UUID, int, datetime]] = field(default_factory=list)  # and since when
     holds_made: list[Hold] = field(default_factory=list)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from quota.account import payments_of
 from quota.period import Calendar
-from quota.rules import Allowance, Tier
 from quota.values import instant_of, parse_user_id, uuid7_time_ms
 from service.database import statement
 from service.grants import stored_grant
+from service.tiers import stored_allowances
 from service.usage_log import RESERVE, Line
 from worker.batch import Member
 from worker.holding import Hold
@@ -43,7 +42,7 @@ async def members_of(
     payers = enders | {user_id for user_id, _, cost, _, _ in lines if cost}
     grants = await _grants(connection, payers, enders)
     holds = await _holds(connection, payers)
-    tiers, changed_at_ms = await _tiers(connection) if payers else ({}, 0)
+    allowances = await stored_allowances(connection) if payers else {}
     return {
         row["id"]: Member(
             Calendar(row["timezone"], row["anchor_ms"], row["cycle_months"]),
@@ -51,8 +50,7 @@ async def members_of(
             row["overage_at_ms"],
             grants[row["id"]],
             holds[row["id"]],
-            tiers.get(row["tier"]),
-            changed_at_ms,
+            allowances.get(row["tier"], ()),
         )
         for row in rows
     }
@@ -109,18 +107,3 @@ def _hold(row: Any) -> Hold:
         row["reserved_ms"],
         row["expires_ms"],
     )
-
-
-async def _tiers(connection: asyncpg.Connection[Any]) -> tuple[dict[str, Tier], int]:
-    """The tiers in force, as far as allowances go, and since when they are."""
-    rows = await connection.fetch(statement("worker", "allowances"))
-    tiers = {
-        row["name"]: _tier(row["name"], row["allowance_micro"], row["allowance_every"])
-        for row in rows
-    }
-    return tiers, rows[0]["applied_at_ms"] if rows else 0
-
-
-@lru_cache(maxsize=1_024)
-def _tier(name: str, micro: int | None, every: str) -> Tier:
-    return Tier(name, {}, allowance=None if micro is None else Allowance(micro, every))

@@ -136,17 +136,16 @@ class Purse:
                 batch.grants_renewed.append((user_id, grant.id, found.left, *_shape(found)))
             elif grant.every is not None and found.left != grant.left:
                 batch.grants_left.append((user_id, grant.id, found.left))
-        if self._allowance is not None:
-            self._add_allowance(now[self._allowance.id])
-
-    def _add_allowance(self, now: Grant) -> None:
-        """An allowance gets its row when it first may pay; what it has by then moved are entries already."""
         first = self._allowance
-        assert first is not None
+        if first is not None and first.effective_at_ms <= self.account.at_ms:
+            self._add_allowance(first, now[first.id])
+
+    def _add_allowance(self, first: Grant, now: Grant) -> None:
+        """An allowance gets its row when it first may pay; what it has by then moved are entries already."""
         effective_at = instant_at(first.effective_at_ms)
-        _, every, renewed_at, overused = _shape(now)
+        _, every, renewed_at, overused, changed_at = _shape(now)
         times = (effective_at, instant_at(first.created_at_ms), renewed_at)
-        row = (now.id, now.amount, now.left, *times, every, overused)
+        row = (now.id, now.amount, now.left, *times, every, overused, changed_at)
         self._batch.allowances.append((self._user_id, *row))
         if first.amount:
             mark = mark_of(self._user_id, f"{first.id}\0granted")
@@ -173,8 +172,7 @@ class Purse:
 
 def _grants_of(user_id: UUID, member: Member, at_ms: int) -> tuple[Sequence[Grant], Grant | None]:
     """The grants as the rules have them, and the tier's allowance where it has no row yet."""
-    tier = member.tier
-    if tier is None or tier.allowance is None:
+    if not member.allowances:
         for grant in member.grants:  # by hand: this is asked of everybody who pays
             if grant.every is not None:
                 break
@@ -184,10 +182,9 @@ def _grants_of(user_id: UUID, member: Member, at_ms: int) -> tuple[Sequence[Gran
     stored = next((grant for grant in member.grants if grant.id == id_), None)
     allowance = allowance_grant(
         user_id,
-        tier,
+        member.allowances,
         stored,
         anchor_ms=member.calendar.anchor_ms,
-        changed_at_ms=member.changed_at_ms,
         at_ms=at_ms,
     )
     if allowance is None:
@@ -198,8 +195,13 @@ def _grants_of(user_id: UUID, member: Member, at_ms: int) -> tuple[Sequence[Gran
     return others, allowance
 
 
-def _shape(grant: Grant) -> tuple[int, str | None, Any, int]:
-    """What of a recurring grant changes besides what is left: amount, how often, since when, use beyond it."""
+def _shape(grant: Grant) -> tuple[int, str | None, Any, int, Any]:
+    """What of a recurring grant changes besides what is left.
+
+    Amount, how often, since when, use beyond it, when it changed.
+    """
     renewed_ms = grant.renewed_at_ms
     since = instant_at(grant.effective_at_ms if renewed_ms is None else renewed_ms)
-    return grant.amount, grant.every, since, grant.overused
+    changed_ms = grant.changed_at_ms
+    changed_at = None if changed_ms is None else instant_at(changed_ms)
+    return grant.amount, grant.every, since, grant.overused, changed_at

@@ -69,6 +69,7 @@ def widen_credit_grants() -> None:
     """Let grants recur, and roll over."""
     op.add_column("credit_grants", optional("every", sa.Text()))
     op.add_column("credit_grants", optional("renewed_at", sa.DateTime(timezone=True)))
+    op.add_column("credit_grants", optional("changed_at", sa.DateTime(timezone=True)))
     op.add_column("credit_grants", required("overused_micro", sa.BigInteger(), default="0"))
     op.add_column("credit_grants", required("min_rollover_micro", sa.BigInteger(), default="0"))
     op.add_column("credit_grants", required("max_rollover_micro", sa.BigInteger(), default="0"))
@@ -94,8 +95,14 @@ def narrow_credit_grants() -> None:
         "credit_grants",
         "amount_micro >= 0 AND left_micro BETWEEN 0 AND amount_micro",
     )
-    columns = ("max_rollover_micro", "min_rollover_micro", "overused_micro", "renewed_at", "every")
-    for name in columns:
+    for name in (
+        "max_rollover_micro",
+        "min_rollover_micro",
+        "overused_micro",
+        "changed_at",
+        "renewed_at",
+        "every",
+    ):
         op.drop_column("credit_grants", name)
 
 

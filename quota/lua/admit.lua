@@ -466,15 +466,18 @@ local function store_holds(place, user)
   end
 end
 
--- A record of several lines: all of them or none, so each is judged before the first is taken.
+-- A record of several lines: all of them or none, so each is judged before the first is taken.  One that can not be decided
+-- yet stops it before one that is denied: an answer is of all lines.
 local function stopped_by(at, lines, forced)
-  local owed = 0
+  local owed, stopped = 0, nil
   for n = 0, lines - 1 do
     local outcome, state, _, cost = judge(at + n * WIDTH, forced)
-    if outcome > SOFT then return outcome end
+    if outcome >= MISSING then return outcome end
     owed = owed + cost
-    if owed > 0 and state.user[1] - owed < -INTEGER_MAX then return POOR end
+    if outcome <= SOFT and owed > 0 and state.user[1] - owed < -INTEGER_MAX then outcome = POOR end
+    if outcome > SOFT then stopped = stopped or outcome end
   end
+  return stopped
 end
 
 -- The answers already given to the keys of this call.  A key that its client made for this very call is in no ring.

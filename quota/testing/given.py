@@ -24,6 +24,7 @@ class Use:
     amount: int
     cost: int
     at_ms: int
+    paid_at_ms: int
     places: list[Place]
     payments: Payments = field(default_factory=list)
     refunded: int = 0

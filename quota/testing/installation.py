@@ -86,7 +86,7 @@ class Installation:
         self._rules = rules
         for member in self._members.values():
             member.advance(now_ms)
-            member.set_rules(rules, changed_at_ms=now_ms, at_ms=now_ms)
+            member.set_rules(rules, at_ms=now_ms)
 
     async def set_user(
         self,
@@ -124,7 +124,7 @@ class Installation:
         there.tier = tier or there.tier
         if calendar != before:
             there.set_calendar(calendar)
-        there.set_rules(self._rules, changed_at_ms=now_ms, at_ms=now_ms)
+        there.set_rules(self._rules, at_ms=now_ms)
 
     async def grant(
         self,

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from uuid import UUID
 
     from quota.account import Move, Payments
@@ -50,15 +50,16 @@ class Ledger:
                 self._paid[move.grant_id] -= move.amount
         return sum(move.amount for move in returned)
 
-    def repayers(self, since_ms: int) -> Payments:
+    def repayers(self, since_ms: int, renewals: Mapping[UUID, int]) -> Payments:
         """The grants that repaid overage since then, newest first.
 
-        With how much may go back to each: no grant gets more than it paid.
+        With how much may go back to each: no grant gets more than it paid, and a recurring one nothing
+        of before its renewal.
         """
         since: Counter[UUID] = Counter()
         last_ms: dict[UUID, int] = {}
         for grant_id, amount, at_ms in self._repaid:
-            if at_ms >= since_ms:
+            if at_ms >= max(since_ms, renewals.get(grant_id, since_ms)):
                 since[grant_id] += amount
             last_ms[grant_id] = at_ms
         newest = sorted(since, key=lambda grant_id: (-last_ms[grant_id], grant_id))

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quota.account import Account
-from quota.allowance import allowance_grant, allowance_id
+from quota.allowance import allowance_grant, allowance_id, moved_allowance
 from quota.decision import FEATURE_NOT_IN_TIER, Decision, Standing, decide
 from quota.errors import KeyConflictError
-from quota.period import CALENDAR_PERIODS, Window, renewal_at, window_at
+from quota.period import CALENDAR_PERIODS, Window, window_at
 from quota.prices import cost_of_units, unit_of
 from quota.testing.counters import Counters
 from quota.testing.given import COMMITTED, EXPIRED, OPEN, Given, Hold, Use
@@ -55,33 +55,25 @@ class Member:
         self.answers: dict[str, Given] = {}
         self.refunds: dict[str, Refund] = {}
         self._late_grace_ms = late_grace_ms
-        self.set_rules(rules, changed_at_ms=at_ms, at_ms=at_ms)
+        self.set_rules(rules, at_ms=at_ms)
 
     @property
     def tier_rules(self) -> Tier | None:
         """The rules of the user's tier."""
         return self.rules.tiers.get(self.tier)
 
-    def set_rules(self, rules: Rules, *, changed_at_ms: int, at_ms: int) -> None:
+    def set_rules(self, rules: Rules, *, at_ms: int) -> None:
         """Go by *rules*, and by the tier as it is now: the allowance becomes the tier's."""
         self.rules = rules
-        named = allowance_id(self.user.id)
-        stored = next((grant for grant in self.account.grants() if grant.id == named), None)
-        if stored is not None and stored.every is not None:
-            # An anchor that moves changes when the next renewal comes; it is no renewal itself.
-            start_ms = renewal_at(stored.every, self.calendar.anchor_ms, at_ms).start_ms
-            renewed_at_ms = max(start_ms, stored.renewed_at_ms or stored.effective_at_ms)
-            stored = replace(stored, renewed_at_ms=renewed_at_ms)
-        allowance = allowance_grant(
-            self.user.id,
-            self.tier_rules,
-            stored,
-            anchor_ms=self.calendar.anchor_ms,
-            changed_at_ms=changed_at_ms,
-            at_ms=at_ms,
-        )
-        if allowance is not None:
-            self.put_grant(allowance, at_ms=at_ms)
+        named, changes = allowance_id(self.user.id), rules.allowances_of(self.tier)
+        there = next((grant for grant in self.account.grants() if grant.id == named), None)
+        anchor_ms = self.calendar.anchor_ms
+        if there is None:
+            found = allowance_grant(self.user.id, changes, None, anchor_ms=anchor_ms, at_ms=at_ms)
+        else:
+            found = moved_allowance(changes, there, anchor_ms=anchor_ms, at_ms=at_ms)
+        if found is not None:
+            self.put_grant(found, at_ms=at_ms)
 
     def put_grant(self, grant: Grant, *, at_ms: int) -> None:
         """Add *grant*, or put it in the place of the one with its id."""
@@ -285,7 +277,7 @@ class Member:
                 window = self._window(record, limit.per, now_ms)
                 windows[limit.per] = window
         places = self.counters.add(record.feature, record.amount, windows)
-        use = Use(record.feature, record.amount, cost, occurred_ms, places)
+        use = Use(record.feature, record.amount, cost, occurred_ms, now_ms, places)
         self.uses.append(use)
         return use
 

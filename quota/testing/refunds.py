@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["refunded", "repeated"]
 
-_OVER = "a grant that paid is over: what it paid does not come back"
+_OVER = "a grant that paid is over, or was set back since: what it paid does not come back"
 _NOTHING_LEFT = "all of the record was refunded before"
 _LESS_LEFT = "only so many units of the record were left to refund"
 
@@ -76,7 +76,9 @@ def _return(member: Member, use: Use, grant_id: UUID | None, part: int) -> int:
     """Give *part* back to a grant; or reduce overage, and what was repaid of it goes to who repaid."""
     account, ledger = member.account, member.ledger
     if grant_id is not None:
-        return ledger.refunded(account.give_back([(grant_id, part)], part))
+        return ledger.refunded(
+            account.give_back([(grant_id, part)], part, paid_at_ms=use.paid_at_ms)
+        )
     held = sum(
         one.amount
         for payments in account.holds.values()
@@ -84,11 +86,14 @@ def _return(member: Member, use: Use, grant_id: UUID | None, part: int) -> int:
         if one.grant_id is None and one.returns
     )
     open_micro = min(part, max(0, account.overage - held))
-    applied = ledger.refunded(account.give_back([(None, open_micro)], open_micro))
+    paid_at_ms = account.at_ms
+    moves = account.give_back([(None, open_micro)], open_micro, paid_at_ms=paid_at_ms)
+    applied = ledger.refunded(moves)
     rest = part - open_micro
-    for repayer, repaid in ledger.repayers(use.at_ms):
+    for repayer, repaid in ledger.repayers(use.at_ms, account.renewals()):
         share = min(rest, repaid)
         if share > 0:
             rest -= share
-            applied += ledger.refunded(account.give_back([(repayer, share)], share))
+            moves = account.give_back([(repayer, share)], share, paid_at_ms=paid_at_ms)
+            applied += ledger.refunded(moves)
     return applied

@@ -24,6 +24,7 @@ from service.embedded import EmbeddedServers
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, "-c", "from cli.main import main; main()"]
 SECONDS_MAX = 120
+WITH_THE_GRANT = "25"  # a grant of 5, and the allowance of the default tier
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_up_serves_what_it_prints_and_the_other_commands_find_it(directory):
     assert nothing[:2] == (404, "application/problem+json")
     assert "allotment_records_applied_total" in worker_metrics[2]
     assert granted[0] == 0
-    assert (balance[0], balance[1]["credits"]) == (0, "5")
+    assert (balance[0], balance[1]["credits"]) == (0, WITH_THE_GRANT)
     assert second[0] == 2
     assert second[1]["error"]["code"] == "data_directory_in_use"
     assert (code, rest) == (0, "")
@@ -122,7 +123,7 @@ def test_what_up_kept_is_there_for_the_next_command_even_when_it_was_killed(dire
     code, balance = call("balance", "u", directory=directory)
 
     assert (directory / ".allotment" / "addresses.json").exists()
-    assert (code, balance["credits"]) == (0, "5")
+    assert (code, balance["credits"]) == (0, WITH_THE_GRANT)
 
 
 def test_a_port_that_is_taken_is_told_with_its_setting(directory, servers):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from quota.allowance import COUNTS_AFTER_MS
 from quota.balance import Balance
 from quota.decision import Decision
 from quota.errors import InvalidValueError, QuotaError
@@ -140,7 +141,11 @@ class Real:
         await self.apply()
         await self.put_tiers(document, at=now)
 
-    async def put_tiers(self, document: dict[str, Any], *, at: datetime | None = None) -> None:
+    async def put_tiers(self, document: dict[str, Any], *, at: datetime) -> None:
+        """Apply so much earlier that allowances count from *at* on, as in memory; what counts later is forgotten."""
+        at -= timedelta(milliseconds=COUNTS_AFTER_MS)
+        async with self.deps.database.connection() as connection:
+            await connection.execute("UPDATE tiers SET applied_at = least(applied_at, $1)", at)
         self.rules = await apply_rules(self.deps.database, Rules.from_document(document), at=at)
         await publish(self.deps.redis, self.deps.keys, self.rules)
 

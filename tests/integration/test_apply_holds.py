@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from quota.allowance import allowance_id
+from quota.allowance import COUNTS_AFTER_MS, allowance_id
 from quota.rules import Rules
 from quota.values import MICRO, instant_ms, instant_of, new_key, parse_user_id
 from service.grants import add_grant
@@ -464,4 +464,5 @@ async def test_a_smaller_allowance_keeps_what_was_used(deps: Deps) -> None:
     await apply(deps)
 
     assert [row[1:4] for row in await fetch(deps, ALLOWANCE)] == [(10, 1, "week")]
-    assert ("lapsed", 10, changed_at) in await fetch(deps, MOVES)
+    counts_at = changed_at + timedelta(milliseconds=COUNTS_AFTER_MS)
+    assert ("lapsed", 10, counts_at) in await fetch(deps, MOVES)

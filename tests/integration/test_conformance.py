@@ -12,10 +12,11 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quota.testing import InMemoryQuota
+from quota.values import AMOUNT_MAX
 from tests.integration.stacks import Memory, Real, step
 from tests.integration.steps import (
     START,
@@ -109,6 +110,38 @@ def conforming(steps: st.SearchStrategy[dict[str, Any]]) -> Callable[[Test], Tes
     return decorated
 
 
+OVERFLOW_BEFORE_A_ROLL: dict[str, Any] = {
+    "document": {
+        "default_tier": "t",
+        "tiers": {
+            "t": {
+                "limits": {
+                    "a": [{"max": "unlimited", "per": "week"}],
+                    "b": [{"max": 5, "per": "hour"}],
+                }
+            },
+            "u": {"limits": {}},
+        },
+    },
+    "steps": [
+        {
+            "verb": "consume",
+            "minutes": 0,
+            "before": "nothing",
+            "call": {"key": None, "ago": None, "feature": "a", "amount": AMOUNT_MAX},
+        },
+        {
+            "verb": "record",
+            "minutes": 61,
+            "before": "nothing",
+            "call": {"key": "k1", "feature": {"a": 1, "b": 1}},
+        },
+    ],
+    "zone": "UTC",
+}
+
+
+@example(**OVERFLOW_BEFORE_A_ROLL)
 @conforming(deciding)
 async def test_decisions_are_alike(
     deps: Deps, document: dict[str, Any], steps: list[dict[str, Any]], zone: str

@@ -129,8 +129,8 @@ async def test_a_partition_has_each_index_of_the_table_once(connection):
     indexes_all = await connection.fetchval(
         "SELECT count(*) FROM pg_indexes WHERE tablename LIKE 'usage\\_logs\\_%'"
     )
-    assert per_partition == dict.fromkeys([*AHEAD, "usage_logs_default"], 6)
-    assert indexes_all == 6 * 5
+    assert per_partition == dict.fromkeys([*AHEAD, "usage_logs_default"], 7)
+    assert indexes_all == 7 * 5
 
 
 async def test_two_at_once_make_each_partition_once(connection, other):

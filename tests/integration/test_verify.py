@@ -362,7 +362,7 @@ async def test_many_users_are_compared_a_batch_at_a_time(deps: Deps, monkeypatch
 async def test_nothing_is_found_while_a_worker_applies(deps: Deps):
     """Nor is anything lost that is applied while figures are mended."""
     real = Real(deps)
-    await real.put_tiers(TIERS)
+    await real.put_tiers(TIERS, at=START)
     users = [f"busy-{number}" for number in range(8)]
     done = asyncio.Event()
 

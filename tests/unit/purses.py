@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from quota.account import Account, Move
-from quota.burndown import KINDS, Grant
+from quota.burndown import KINDS, Change, Grant
 from quota.values import instant_ms
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ Step = tuple[int, str, int]  # hours after the step before, what, how much
 
 moments = st.integers(0, HOURS_MAX // 6).map(lambda sixths: START_MS + 6 * sixths * HOUR_MS)
 recurrences = st.sampled_from(["day", "week", "month"])
+
+
+changes = st.lists(st.builds(Change, moments, st.integers(0, 90), recurrences), max_size=3).map(
+    lambda found: tuple(sorted(found, key=lambda change: change.at_ms))
+)
 
 
 @st.composite
@@ -51,9 +56,7 @@ def grants(draw: st.DrawFn, *, recurring: bool = True) -> Grant:
         max_rollover=rollover[1],
         every=every,
         anchor_ms=draw(st.none() | st.just(START_MS - 17 * HOUR_MS)),
-        changes_to=draw(st.none() | st.tuples(moments, st.integers(0, 90), recurrences))
-        if every
-        else None,
+        changes_to=draw(changes) if every else (),
     )
 
 
@@ -81,7 +84,8 @@ class Walk:
         self.burnt = account.overage
         self.voided = 0
         self.moved: Counter[tuple[str, UUID | None]] = Counter()
-        self.paid: list[Payments] = []
+        self.paid: list[tuple[Payments, int]] = []
+        self.reserved_ms: dict[str, int] = {}
         self.note(account.advance(self.at_ms))
 
     def note(self, moves: list[Move]) -> None:
@@ -110,10 +114,12 @@ class Walk:
             case "hold":
                 key = f"hold {len(self.account.holds)} at {self.at_ms}"
                 self.account.hold(key, amount, at_ms=self.at_ms)
+                self.reserved_ms[key] = self.at_ms
             case "settle" if self.account.holds:
                 self._settle(sorted(self.account.holds)[amount % len(self.account.holds)], amount)
             case "refund" if self.paid:
-                moves = self.account.give_back(self.paid.pop(amount % len(self.paid)), amount)
+                payments, paid_at_ms = self.paid.pop(amount % len(self.paid))
+                moves = self.account.give_back(payments, amount, paid_at_ms=paid_at_ms)
                 self.note(moves)
                 self.burnt -= sum(move.amount for move in moves if move.kind == "returned")
             case "void" if grants := self.account.grants():
@@ -122,7 +128,7 @@ class Walk:
     def _charge(self, cost: int) -> None:
         payments, rest = self.account.charge(cost, at_ms=self.at_ms)
         self.burnt += cost
-        self.paid.append([*payments, (None, rest)] if rest else payments)
+        self.paid.append(([*payments, (None, rest)] if rest else payments, self.at_ms))
 
     def _settle(self, key: str, kept: int) -> None:
         held = sum(one.amount for one in self.account.holds[key])
@@ -132,7 +138,7 @@ class Walk:
         assert stays == min(kept, held)
         assert stays + back == held
         self.burnt += stays
-        self.paid.append(payments)
+        self.paid.append((payments, self.reserved_ms[key]))
         self.note(moves)
 
     def check(self) -> None:
@@ -158,3 +164,6 @@ class Walk:
             if grant.every is not None:  # it is never more than whole, whatever comes back
                 back = (one.amount for one in payments if one.grant_id == grant.id and one.returns)
                 assert grant.left + sum(back) <= grant.amount
+            beyond = (one.amount for one in payments if one.grant_id == grant.id and one.beyond)
+            assert sum(beyond) <= grant.overused
+        assert not any(one.returns and one.beyond for one in payments)

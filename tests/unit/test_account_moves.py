@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quota.account import Account, Move, Payment, payment_rows, payments_of
-from quota.burndown import Grant
+from quota.burndown import Change, Grant
 from quota.values import instant_ms
 from tests.unit.purses import DAY_MS, HOUR_MS, START_MS, Step, Walk, copy_of, purses, steps
 
@@ -219,14 +219,14 @@ CHANGE_MS = START_MS + 10 * DAY_MS
     ],
 )
 def test_what_was_used_stays_used_when_the_amount_changes(amount: int, left: int, move: Move):
-    account = account_of(grant(every="month", changes_to=(CHANGE_MS, amount, "month")))
+    account = account_of(grant(every="month", changes_to=(Change(CHANGE_MS, amount, "month"),)))
     account.charge(80, at_ms=START_MS)
 
     assert account.valid_until_ms(at_ms=START_MS) == CHANGE_MS
     assert account.advance(CHANGE_MS) == [move]
     assert left_in(account) == [left]
     found = account.grants()[0]
-    assert (found.amount, found.changes_to) == (amount, None)
+    assert (found.amount, found.changes_to, found.changed_at_ms) == (amount, (), CHANGE_MS)
     account.advance(at("2025-02-28"))
     assert left_in(account) == [amount]
 
@@ -234,7 +234,7 @@ def test_what_was_used_stays_used_when_the_amount_changes(amount: int, left: int
 @pytest.mark.parametrize("every", ["day", "week"])
 def test_what_was_used_stays_used_until_the_next_of_the_new_recurrences(every: str):
     change_ms = START_MS + 10 * DAY_MS + HOUR_MS
-    account = account_of(grant(every="month", changes_to=(change_ms, 90, every)))
+    account = account_of(grant(every="month", changes_to=(Change(change_ms, 90, every),)))
     account.charge(80, at_ms=START_MS)
 
     assert account.advance(change_ms) == [Move("lapsed", ONE, 10, change_ms)]
@@ -246,7 +246,7 @@ def test_what_was_used_stays_used_until_the_next_of_the_new_recurrences(every: s
 
 def test_a_recurrence_at_the_instant_of_a_change_is_of_the_new_amount():
     at_ms = START_MS + DAY_MS
-    account = account_of(grant(every="day", changes_to=(at_ms, 40, "day")))
+    account = account_of(grant(every="day", changes_to=(Change(at_ms, 40, "day"),)))
     account.charge(70, at_ms=START_MS)
 
     account.advance(at_ms)
@@ -255,7 +255,7 @@ def test_a_recurrence_at_the_instant_of_a_change_is_of_the_new_amount():
 
 
 def test_a_change_that_nobody_saw_and_a_recurrence_after_it_leave_the_new_amount():
-    account = account_of(grant(every="day", changes_to=(START_MS + HOUR_MS, 40, "day")))
+    account = account_of(grant(every="day", changes_to=(Change(START_MS + HOUR_MS, 40, "day"),)))
     account.charge(70, at_ms=START_MS)
 
     account.advance(START_MS + DAY_MS)
@@ -364,7 +364,8 @@ def test_nothing_comes_back_to_a_grant_that_was_set_back_since():
 )
 def test_a_hold_gives_back_to_a_smaller_amount_as_if_it_had_not_been(amount: int, comes_back: int):
     never, account = (
-        account_of(grant(every="month", changes_to=(CHANGE_MS, amount, "month"))) for _ in range(2)
+        account_of(grant(every="month", changes_to=(Change(CHANGE_MS, amount, "month"),)))
+        for _ in range(2)
     )
     account.hold("a", 70, at_ms=START_MS)
     for one in (never, account):
@@ -427,7 +428,7 @@ def test_a_refund_goes_back_to_who_paid_last_first():
     account = account_of(grant(1, priority=0, left=30), grant(2))
     payments, _ = account.charge(50, at_ms=START_MS)
 
-    moves = account.give_back(payments, 35)
+    moves = account.give_back(payments, 35, paid_at_ms=START_MS)
 
     assert moves == [Move("returned", TWO, 20, START_MS), Move("returned", ONE, 15, START_MS)]
     assert left_in(account) == [15, 100]
@@ -439,30 +440,51 @@ def test_a_refund_gives_nothing_to_a_grant_that_is_over():
     payments, _ = account.charge(50, at_ms=START_MS)
     account.advance(ends_ms)
 
-    assert account.give_back(payments, 50) == []
+    assert account.give_back(payments, 50, paid_at_ms=START_MS) == []
     assert left_in(account) == [50]
+
+
+def test_a_refund_gives_nothing_to_a_grant_that_was_set_back_since():
+    account = account_of(grant(every="day"))
+    payments, _ = account.charge(50, at_ms=START_MS)
+    next_ms = START_MS + DAY_MS
+    account.advance(next_ms)
+    again, _ = account.charge(20, at_ms=next_ms)
+
+    assert account.give_back(payments, 50, paid_at_ms=START_MS) == []
+    assert account.give_back(again, 50, paid_at_ms=next_ms) == [Move("returned", ONE, 20, next_ms)]
+
+
+@pytest.mark.parametrize("every", ["day", "month"])
+def test_a_change_of_the_amount_is_no_renewal_to_a_refund(every: str):
+    account = account_of(grant(every="month", changes_to=(Change(CHANGE_MS, 90, every),)))
+    payments, _ = account.charge(50, at_ms=START_MS)
+    account.advance(CHANGE_MS)
+
+    moves = account.give_back(payments, 50, paid_at_ms=START_MS)
+
+    assert moves == [Move("returned", ONE, 50, CHANGE_MS)]
+    assert left_in(account) == [90]
 
 
 def test_a_refund_never_makes_a_recurring_grant_more_than_whole():
     account = account_of(grant(every="day"))
-    payments, _ = account.charge(50, at_ms=START_MS)
-    next_ms = START_MS + DAY_MS
-    account.advance(next_ms)
-    account.charge(20, at_ms=next_ms)
+    account.charge(20, at_ms=START_MS)
 
-    assert account.give_back(payments, 50) == [Move("returned", ONE, 20, next_ms)]
+    moves = account.give_back([(ONE, 50)], 50, paid_at_ms=START_MS)
+
+    assert moves == [Move("returned", ONE, 20, START_MS)]
 
 
 def test_a_refund_leaves_room_for_what_holds_give_back():
     account = account_of(grant(every="day"))
-    payments, _ = account.charge(50, at_ms=START_MS)
-    next_ms = START_MS + DAY_MS
-    account.advance(next_ms)
-    account.hold("a", 30, at_ms=next_ms)
-    account.charge(20, at_ms=next_ms)
+    account.hold("a", 30, at_ms=START_MS)
+    account.charge(20, at_ms=START_MS)
 
-    assert account.give_back(payments, 50) == [Move("returned", ONE, 20, next_ms)]
-    assert account.settle("a", 0) == ([], [Move("returned", ONE, 30, next_ms)])
+    moves = account.give_back([(ONE, 50)], 50, paid_at_ms=START_MS)
+
+    assert moves == [Move("returned", ONE, 20, START_MS)]
+    assert account.settle("a", 0) == ([], [Move("returned", ONE, 30, START_MS)])
     assert left_in(account) == [100]
 
 
@@ -470,7 +492,7 @@ def test_a_refund_of_overage_reduces_what_is_still_open():
     account = account_of(grant(left=10))
     payments, rest = account.charge(50, at_ms=START_MS)
 
-    moves = account.give_back([*payments, (None, rest)], 45)
+    moves = account.give_back([*payments, (None, rest)], 45, paid_at_ms=START_MS)
 
     assert moves == [Move("returned", None, 40, START_MS), Move("returned", ONE, 5, START_MS)]
     assert (account.overage, left_in(account)) == (0, [5])
@@ -480,7 +502,7 @@ def test_a_refund_of_overage_does_not_take_that_of_a_hold():
     account = account_of(grant(left=10))
     account.hold("a", 30, at_ms=START_MS)
 
-    assert account.give_back([(None, 15)], 15) == []
+    assert account.give_back([(None, 15)], 15, paid_at_ms=START_MS) == []
     assert account.settle("a", 0) == (
         [],
         [Move("returned", None, 20, START_MS), Move("returned", ONE, 10, START_MS)],
@@ -644,7 +666,7 @@ def test_use_beyond_a_smaller_amount_is_not_forgotten_when_it_grows_again(betwee
     account.charge(90, at_ms=10)
     for at_ms, amount in ((20, between), (30, 100)):
         (now,) = account.grants()
-        account = Account([replace(now, changes_to=(at_ms, amount, "month"))])
+        account = Account([replace(now, changes_to=(Change(at_ms, amount, "month"),))])
         account.advance(at_ms)
 
     assert account.net(at_ms=30) == 10
@@ -660,10 +682,10 @@ def test_a_refund_makes_up_for_use_beyond_a_smaller_amount_first() -> None:
     account = Account([grant])
     account.charge(90, at_ms=10)
     (now,) = account.grants()
-    account = Account([replace(now, changes_to=(20, 30, "month"))])
+    account = Account([replace(now, changes_to=(Change(20, 30, "month"),))])
     account.advance(20)
 
-    moves = account.give_back([(grant.id, 90)], 70)
+    moves = account.give_back([(grant.id, 90)], 70, paid_at_ms=10)
 
     assert [move.amount for move in moves] == [10]
     assert account.net(at_ms=20) == 10

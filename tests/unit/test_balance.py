@@ -199,7 +199,7 @@ def test_a_hold_shows_until_it_is_over_and_its_units_and_credits_come_back_then(
 
 def test_an_allowance_goes_by_that_name_and_is_set_back_when_it_is_due():
     allowance = allowance_grant(
-        UUID(int=9), ALLOWING.tiers["t"], None, anchor_ms=AT_MS, changed_at_ms=0, at_ms=AT_MS
+        UUID(int=9), ALLOWING.allowances_of("t"), None, anchor_ms=AT_MS, at_ms=AT_MS
     )
     assert allowance is not None
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from quota.allowance import allowance_id
 from quota.burndown import Grant
 from quota.period import Calendar, window_at
-from quota.rules import Allowance, Tier
+from quota.rules import Allowance, AllowanceChanges
 from quota.values import MICRO, instant_ms, instant_of, new_key, uuid7_time_ms
 from quota.wire import mark_of
 from service.usage_log import Code, Line
@@ -190,7 +191,7 @@ class Stored:
         member = self.of[user]
         grants = {one.id: one for one in member.grants}
         for of, id_, amount, left, effective_at, created_at, *rest in batch.allowances:
-            renewed_at, every, overused = rest
+            renewed_at, every, overused, changed_at = rest
             if of == user:
                 assert id_ not in grants
                 grants[id_] = Grant(
@@ -202,13 +203,15 @@ class Stored:
                     created_at_ms=instant_ms(created_at),
                     renewed_at_ms=instant_ms(renewed_at),
                     overused=overused,
+                    changed_at_ms=changed_at and instant_ms(changed_at),
                 )
         for of, id_, left in batch.grants_left:
             if of == user:
                 grants[id_] = replace(grants[id_], left=left)
-        for of, id_, left, amount, every, since, overused in batch.grants_renewed:
+        for of, id_, left, amount, every, since, overused, changed_at in batch.grants_renewed:
             if of == user:
                 changes = {"left": left, "amount": amount, "renewed_at_ms": instant_ms(since)}
+                changes["changed_at_ms"] = changed_at and instant_ms(changed_at)
                 grants[id_] = replace(grants[id_], every=every, overused=overused, **changes)
         for of, overage, at in batch.overages:
             if of == user:
@@ -233,12 +236,19 @@ class Stored:
         }
 
 
-# No allowance, a new one, one whose amount changes at the boundary, one that is no more from then on.
-ALLOWANCES: list[tuple[Allowance | None, Allowance | None]] = [
-    (None, None),
-    (None, Allowance(30, "day")),
-    (Allowance(20, "day"), Allowance(30, "week")),
-    (Allowance(30, "day"), None),
+# No allowance, always the same, some whose amount changes once or more often, one that is no more, one that comes.
+ALLOWANCES: list[AllowanceChanges] = [
+    (),
+    ((0, Allowance(30, "day")),),
+    ((0, Allowance(20, "day")), (BOUNDARY_MS, Allowance(30, "week"))),
+    ((0, Allowance(30, "day")), (BOUNDARY_MS, None)),
+    ((0, None), (BOUNDARY_MS, Allowance(30, "week"))),
+    (
+        (0, Allowance(20, "week")),
+        (BOUNDARY_MS - 2 * HOUR_MS, Allowance(60, "week")),
+        (BOUNDARY_MS, Allowance(20, "week")),
+        (BOUNDARY_MS + HOUR_MS, Allowance(50, "day")),
+    ),
 ]
 
 
@@ -276,13 +286,13 @@ def runs_with_holds(draw: st.DrawFn) -> list[Logged]:
 
 
 def with_allowance(
-    of: dict[UUID, Member], before: Allowance | None, now: Allowance | None
+    of: dict[UUID, Member], allowances: AllowanceChanges, *, stored: bool
 ) -> dict[UUID, Member]:
+    first = allowances[0][1] if stored and allowances else None
     return {
         user: one._replace(
-            tier=Tier("free", {}, allowance=now),
-            changed_at_ms=BOUNDARY_MS,
-            grants=[*one.grants, *([_stored_allowance(user, before)] if before else [])],
+            allowances=allowances,
+            grants=[*one.grants, *([_stored_allowance(user, first)] if first else [])],
         )
         for user, one in of.items()
     }
@@ -300,27 +310,42 @@ def _stored_allowance(user: UUID, allowance: Allowance) -> Grant:
     )
 
 
+def _last_ms(run: list[Logged]) -> int:
+    return run[-1][3] if run else 0
+
+
+def _know(store: Stored, allowances: Sequence[tuple[int, Allowance | None]]) -> None:
+    """Let the worker know of these changes of the tier's allowance, and of no others."""
+    known = tuple(allowances) if any(allowance for _, allowance in allowances) else ()
+    store.of = {user: one._replace(allowances=known) for user, one in store.of.items()}
+
+
 @settings(max_examples=400)
 @given(
     run=st.one_of(runs, runs_with_holds()),
     purse=purses,
     calendar=calendars,
     allowances=st.sampled_from(ALLOWANCES),
+    stored=st.booleans(),
     data=st.data(),
 )
 def test_two_folds_of_the_halves_come_to_one_fold_of_the_whole(
     run: list[Logged],
     purse: list[Grant],
     calendar: Calendar,
-    allowances: tuple[Allowance | None, Allowance | None],
+    allowances: AllowanceChanges,
+    stored: bool,
     data: st.DataObject,
 ):
     cut = data.draw(st.integers(0, len(run)))
-    of = with_allowance(members(*purse, calendar=calendar), *allowances)
+    of = with_allowance(members(*purse, calendar=calendar), allowances, stored=stored)
     whole, halves = Stored(dict(of)), Stored(dict(of))
 
     whole.apply(run)
+    if data.draw(st.booleans()):  # the rules that change it are applied between the two
+        _know(halves, [one for one in allowances if one[0] <= _last_ms(run[:cut])])
     halves.apply(run[:cut])
+    _know(halves, allowances)
     halves.apply(run[cut:])
 
     assert halves.rows() == whole.rows()
@@ -329,11 +354,16 @@ def test_two_folds_of_the_halves_come_to_one_fold_of_the_whole(
 
 
 @settings(max_examples=400)
-@given(run=runs_with_holds(), purse=purses, allowances=st.sampled_from(ALLOWANCES))
+@given(
+    run=runs_with_holds(),
+    purse=purses,
+    allowances=st.sampled_from(ALLOWANCES),
+    stored=st.booleans(),
+)
 def test_nothing_is_lost_or_negative_whatever_becomes_of_holds(
-    run: list[Logged], purse: list[Grant], allowances: tuple[Allowance | None, Allowance | None]
+    run: list[Logged], purse: list[Grant], allowances: AllowanceChanges, stored: bool
 ):
-    store = Stored(with_allowance(members(*purse), *allowances))
+    store = Stored(with_allowance(members(*purse), allowances, stored=stored))
     was = {user: sum(one.left for one in of.grants) for user, of in store.of.items()}
 
     for line in run:
