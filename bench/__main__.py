@@ -13,7 +13,7 @@ from rich.console import Console
 from bench.admitting import admit_concurrent, admit_vs_ping, memory_per_key, redis_time
 from bench.applying import apply_vs_copy
 from bench.burning import burn_over_many_grants
-from bench.end_to_end import end_to_end_vs_naive
+from bench.end_to_end import end_to_end_vs_naive, reconcile_vs_without
 from bench.keeping_up import fail_over, lag_at
 from bench.loading import cold_loads
 from bench.report import Numbers, rounded, show
@@ -64,6 +64,8 @@ async def measure(scale: Scale) -> Numbers:
             numbers |= await apply_vs_copy(stage, scale)
             status.update("end to end")
             numbers |= await end_to_end_vs_naive(stage, scale)
+            status.update("end to end, users compared meanwhile")
+            numbers |= await reconcile_vs_without(stage, scale)
             half = numbers["end_to_end_per_second"] / 2
             status.update("lag at half load")
             numbers |= await lag_at(stage, scale, per_second=half)

@@ -28,14 +28,15 @@ _LOG_CHARS_SHOWN = 2_000
 
 
 @asynccontextmanager
-async def child(stage: Stage, module: str) -> AsyncIterator[Process]:
-    """Run `python -m MODULE` with the stage's addresses; stopped at the end, and if we die."""
+async def child(stage: Stage, module: str, **settings: str) -> AsyncIterator[Process]:
+    """Run `python -m MODULE` with the stage's addresses and *settings*; stopped at the end, and if we die."""
     environment = os.environ | {
         "DATABASE_URL": stage.settings.asyncpg_dsn,
         "REDIS_URL": stage.settings.quota_redis,
         "METRICS_PORT": "0",
         "LOG_LEVEL": "warning",
     }
+    environment |= settings
     guard = [sys.executable, "-I", "-S", guarded_exec.__file__]
     words = [str(n) for n in (os.getpid(), int(signal.SIGKILL), os.getuid(), os.getgid())]
     command = [*guard, *words, sys.executable, "-m", module]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.scale import Scale
     from bench.stage import Stage
 
-__all__ = ["end_to_end_vs_naive"]
+__all__ = ["end_to_end_vs_naive", "reconcile_vs_without"]
 
 _WARM_UP = 2_000
 _WARM_UP_NAIVE = 100
@@ -56,6 +56,22 @@ async def end_to_end_vs_naive(stage: Stage, scale: Scale) -> Numbers:
         "end_to_end_per_second": median(ours for ours, _ in rates),
         "naive_per_second": median(theirs for _, theirs in rates),
     }
+
+
+async def reconcile_vs_without(stage: Stage, scale: Scale) -> Numbers:
+    """Records a second while users are compared with PostgreSQL, by those while none is.
+
+    A round of comparisons comes each fifteen seconds, which is about how long a measurement takes.
+    """
+    ratios: list[float] = []
+    for _ in range(scale.reconcile_rounds):
+        async with child(stage, "worker", RECONCILE_USERS_PER_ROUND="0") as worker:
+            await _ours(stage, _WARM_UP, worker)
+            without = await _ours(stage, scale.end_to_end_records, worker)
+        async with child(stage, "worker") as worker:
+            await _ours(stage, _WARM_UP, worker)
+            ratios.append(await _ours(stage, scale.end_to_end_records, worker) / without)
+    return {"reconcile_vs_without": median(ratios)}
 
 
 async def _ours(stage: Stage, count: int, worker: Process) -> float:

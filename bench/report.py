@@ -36,6 +36,7 @@ ROWS = (
     Row("apply_vs_copy_on_two", "… COPY on two connections, as apply has", ""),
     Row("end_to_end_vs_naive", "end to end ÷ one arq job a record", "≥", 25),
     Row("end_to_end_per_second", "end to end, records/s", "≥", 20_000),
+    Row("reconcile_vs_without", "… with users compared meanwhile ÷ without", "≥", 0.9),
     Row("admit_vs_ping", "admit ÷ PING, one caller", "≤", 1.8),
     Row("admit_concurrent_per_second", "admit, concurrent callers, records/s", "≥", 40_000),
     Row("redis_us_per_record", "Redis time, µs a record at 100 a call", "≤", 8),

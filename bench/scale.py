@@ -15,6 +15,7 @@ class Scale:
     users: int = 10_000  # of DESIGN 12
     applied_records: int  # in the log before each round of applying
     end_to_end_records: int  # a drain starts each second: fewer would measure the wait for it
+    reconcile_rounds: int
     naive_jobs: int  # the rate is what counts
     ping_calls: int
     concurrent_tasks: int = 500
@@ -30,6 +31,7 @@ FULL = Scale(
     rounds=5,
     applied_records=160_000,
     end_to_end_records=200_000,
+    reconcile_rounds=3,
     naive_jobs=2_000,
     ping_calls=3_000,
     concurrent_records=100_000,
@@ -43,6 +45,7 @@ QUICK = Scale(
     rounds=2,
     applied_records=30_000,
     end_to_end_records=40_000,
+    reconcile_rounds=1,
     naive_jobs=300,
     ping_calls=1_000,
     concurrent_records=20_000,

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from quota.allowance import COUNTS_AFTER_MS
 from quota.rules import Rules
 from service.database import Database
 from service.embedded import EmbeddedServers
@@ -158,10 +160,14 @@ async def deps(settings: Settings) -> AsyncIterator[Deps]:
 
 @pytest.fixture(scope="session")
 def apply_tiers() -> ApplyTiers:
-    """A function that puts other tiers in force, as `allotment tiers apply` does."""
+    """A function that puts other tiers in force, as `allotment tiers apply` does.
+
+    So much earlier that their allowances count at once.
+    """
 
     async def apply(deps: Deps, document: dict[str, Any]) -> Rules:
-        rules = await apply_rules(deps.database, Rules.from_document(document))
+        at = datetime.now(UTC) - timedelta(milliseconds=COUNTS_AFTER_MS)
+        rules = await apply_rules(deps.database, Rules.from_document(document), at=at)
         await publish(deps.redis, deps.keys, rules)
         return rules
 

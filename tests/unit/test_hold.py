@@ -218,14 +218,14 @@ async def test_a_block_releases_a_hold_whose_commit_was_refused():
     assert settler.verbs == ["commit", "release"]
 
 
-async def test_a_block_whose_release_fails_shows_what_failed_in_it(caplog):
+async def test_a_block_whose_release_fails_shows_what_failed_in_it():
     settler = Settler(fails=True)
 
     with pytest.raises(ZeroDivisionError):
         async with reserve(settler):
             raise ZeroDivisionError
 
-    assert "was not released" in caplog.text
+    assert settler.verbs == ["release"]
 
 
 async def test_a_block_whose_reserve_fails_is_not_entered():
