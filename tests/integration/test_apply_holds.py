@@ -136,7 +136,9 @@ async def test_a_reserve_counts_and_takes_but_is_not_yet_used(deps: Deps) -> Non
 
 
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize("key", ["mine", new_key(now_ms=START_MS)])
+@pytest.mark.parametrize(
+    "key", ["mine", new_key(now_ms=START_MS)], ids=["a caller's", "a client's"]
+)
 async def test_a_commit_of_less_keeps_what_was_taken_first(
     deps: Deps, apart: bool, key: str
 ) -> None:
@@ -264,7 +266,9 @@ async def test_the_end_of_an_unknown_hold_is_a_repeat(deps: Deps) -> None:
     assert await fetch(deps, "SELECT user_id FROM stale_users") == [(USER.id,)]
 
 
-@pytest.mark.parametrize("key", ["mine", new_key(now_ms=START_MS)])
+@pytest.mark.parametrize(
+    "key", ["mine", new_key(now_ms=START_MS)], ids=["a caller's", "a client's"]
+)
 @pytest.mark.parametrize("code", ["c", None])
 async def test_a_key_whose_hold_is_open_or_committed_reserves_once_for_ever(
     deps: Deps, key: str, code: str | None
@@ -282,7 +286,9 @@ async def test_a_key_whose_hold_is_open_or_committed_reserves_once_for_ever(
     assert [await fetch(deps, COUNTED), await fetch(deps, STATUS)] == before
 
 
-@pytest.mark.parametrize("key", ["mine", new_key(now_ms=START_MS)])
+@pytest.mark.parametrize(
+    "key", ["mine", new_key(now_ms=START_MS)], ids=["a caller's", "a client's"]
+)
 @pytest.mark.parametrize("code", ["r", f"x{EXPIRES_MS}"])
 async def test_a_key_that_redis_forgot_after_nothing_was_used_counts_when_it_is_committed_anew(
     deps: Deps, key: str, code: str
@@ -302,7 +308,9 @@ async def test_a_key_that_redis_forgot_after_nothing_was_used_counts_when_it_is_
     assert [lifetime for *_, lifetime in await fetch(deps, COUNTED)] == [5]
 
 
-@pytest.mark.parametrize("key", ["mine", new_key(now_ms=START_MS)])
+@pytest.mark.parametrize(
+    "key", ["mine", new_key(now_ms=START_MS)], ids=["a caller's", "a client's"]
+)
 async def test_a_committed_key_is_used_for_records_too(deps: Deps, key: str) -> None:
     await log(deps, 0, [reserve(8, key, 0), ("c", 8, key, 0)])
     await apply(deps)
