@@ -7,16 +7,31 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import asyncpg
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    import asyncpg
+__all__ = [
+    "DATABASE_ERRORS",
+    "Database",
+    "NotDurableError",
+    "driver_of",
+    "durable_transaction",
+    "statement",
+]
 
-__all__ = ["Database", "NotDurableError", "driver_of", "durable_transaction", "statement"]
+# What PostgreSQL, its drivers and the way there fail with.
+DATABASE_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    SQLAlchemyError,
+    OSError,  # TimeoutError is one of them
+)
 
 _COMMAND_TIMEOUT_S = (
     60  # no statement of ours takes longer; a dead server must not hold a worker for ever

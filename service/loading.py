@@ -12,15 +12,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import asyncpg
 from redis.exceptions import RedisError
-from sqlalchemy.exc import SQLAlchemyError
 
 from quota.errors import QuotaUnavailableError
 from quota.loading import LoadGroups
 from quota.scripts import ScriptCaller, script
 from quota.values import instant_of
 from service.changes import Stores
+from service.database import DATABASE_ERRORS
 from service.ended import ended_hold
 from service.explain import stored_standing
 from service.installing import Loaded, install
@@ -47,14 +46,7 @@ __all__ = ["DatabaseLoader"]
 
 _TOKEN_MS = 5_000  # a load takes milliseconds; after this long another loader may try
 _TIMEOUT_S = 5.0
-# What PostgreSQL, the drivers and the network fail with. A decision that needs them is `unavailable`.
-_OUTAGES = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    SQLAlchemyError,
-    RedisError,
-    OSError,  # TimeoutError is one of them
-)
+_OUTAGES = (*DATABASE_ERRORS, RedisError)  # a decision that needs them is `unavailable`
 
 
 class DatabaseLoader:

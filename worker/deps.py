@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
@@ -20,7 +20,7 @@ from service.tiers import stored_rules
 from worker.drain import Drain
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from quota.scripts import Client
     from service.settings import Settings
@@ -47,6 +47,8 @@ class Deps:
     drain: Drain
     metrics: Metrics
     registry: CollectorRegistry
+    # How far each shard was applied when PostgreSQL said so last: what the gauges go by while it is away.
+    positions: list[Mapping[str, Any]] = field(default_factory=list)
 
 
 @asynccontextmanager

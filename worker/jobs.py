@@ -104,16 +104,20 @@ async def _quarantine(ctx: dict[str, Any], raw: bytes, reason: str) -> None:
 async def drain_log(ctx: dict[str, Any]) -> int:
     """Apply what the log holds; return how many records. Runs each second on every worker."""
     deps: Deps = ctx["deps"]
+    applied, outcome = 0, "done"
     try:
         await _keep_redis_current(deps)
         await expire_holds(deps)
         applied = await deps.drain.run(seconds_max=DRAIN_SECONDS_MAX)
-        await watch_logs(deps)
     except Exception as error:  # the next tick tries again: nothing is held in this job
-        deps.metrics.jobs.labels("drain_log", "failed").inc()
+        outcome = "failed"
         _log.warning("drain.failed", kind=type(error).__name__, error=str(error))
-        return 0
-    deps.metrics.jobs.labels("drain_log", "done").inc()
+    try:
+        await watch_logs(deps)
+    except Exception as error:
+        outcome = "failed"
+        _log.warning("watch.failed", kind=type(error).__name__, error=str(error))
+    deps.metrics.jobs.labels("drain_log", outcome).inc()
     return applied
 
 

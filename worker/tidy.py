@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from service.database import durable_transaction, statement
+import structlog
+
+from service.database import DATABASE_ERRORS, durable_transaction, statement
 from service.shards import entry_number
 
 if TYPE_CHECKING:
@@ -15,12 +17,23 @@ if TYPE_CHECKING:
 __all__ = ["trim_logs", "watch_logs"]
 
 _CROWDED = 0.8  # of LOG_BYTES_MAX
+_log = structlog.get_logger("allotment.tidy")
 
 
 async def watch_logs(deps: Deps) -> None:
-    """Bring the gauges of the logs and the tallies of decisions up to date."""
+    """Bring the gauges of the logs and the tallies of decisions up to date, also while PostgreSQL is away.
+
+    That is when the log grows, and when somebody has to hear of it.
+
+    Raises:
+        RedisError
+    """
     deps.metrics.log_bytes_max.set(deps.settings.log_bytes_max)
-    for shard, row in zip(deps.keys.shards, await _positions(deps), strict=True):
+    try:
+        deps.positions[:] = await _positions(deps)
+    except DATABASE_ERRORS as error:
+        _log.debug("log.position_unknown", kind=type(error).__name__, error=str(error))
+    for shard, row in zip(deps.keys.shards, deps.positions, strict=bool(deps.positions)):
         tallies = await deps.redis.hgetall(shard.tallies)
         counts = {name.decode(): int(count) for name, count in tallies.items()}
         deps.metrics.tallies.set(shard.index, counts)

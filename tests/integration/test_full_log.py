@@ -7,7 +7,10 @@ from dataclasses import replace
 import pytest
 
 from quota import QuotaUnavailableError
+from quota.values import parse_user_id
+from service.database import Database
 from worker.deps import Deps
+from worker.drain import Drain
 from worker.jobs import drain_log
 from worker.tidy import trim_logs
 
@@ -65,3 +68,28 @@ async def test_a_tick_sets_the_bound_and_shows_the_bytes(deps: Deps):
         sample.value for family in deps.metrics.log_bytes.collect() for sample in family.samples
     ]
     assert max(samples) > 4_000
+
+
+async def test_while_postgresql_is_away_the_gauges_show_how_the_log_grows(deps: Deps):
+    await drain_log({"deps": deps, "job_id": "tick"})
+    for _ in range(3):
+        await deps.quota.consume("u", "tokens", metadata=METADATA)
+    nowhere = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
+
+    async with Database(nowhere, pool_max=1) as database:
+        terms = {"lines_max": 100, "dedupe_ms": 1_000, "late_grace_ms": 0}
+        drain = Drain(database, deps.redis, deps.keys, deps.metrics, **terms)
+        away = replace(deps, database=database, drain=drain)
+        applied = await drain_log({"deps": away, "job_id": "tick"})
+
+    shard = str(deps.keys.shard_of(parse_user_id("u").id).index)
+    assert applied == 0
+    assert gauge(deps, "allotment_log_backlog_records", shard=shard) == 3
+    assert gauge(deps, "allotment_log_bytes", shard=shard) > 3 * 4_000
+    assert gauge(deps, "allotment_log_oldest_seconds", shard=shard) > 0
+
+
+def gauge(deps: Deps, name: str, **labels: str) -> float:
+    value = deps.registry.get_sample_value(name, labels)
+    assert value is not None
+    return value
