@@ -47,8 +47,14 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	@$(BIN)/allotment demo $(ARGS)
 
+# What watches seconds has the machine to itself; the rest shares it, each process with servers of its own.
 test: lint
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --ignore=tests/e2e
+	@$(BIN)/python -m pytest tests/e2e
+endif
 
 lint: setup
 	@$(BIN)/ruff check --quiet

@@ -17,7 +17,7 @@ from bench.end_to_end import end_to_end_vs_naive, reconcile_vs_without
 from bench.keeping_up import fail_over, lag_at
 from bench.loading import cold_loads
 from bench.report import Numbers, rounded, show
-from bench.scale import FULL, QUICK
+from bench.scale import FULL, QUICK, SMOKE
 from bench.stage import forget_environment, open_stage
 
 if TYPE_CHECKING:
@@ -33,11 +33,16 @@ def main(words: Sequence[str] | None = None) -> None:
         description="Measure the numbers of the design, each as a ratio taken in this run, "
         "on servers of its own in a temporary directory.",
     )
-    parser.add_argument("--quick", action="store_true", help="in less than a minute, less steady")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="in a minute, less steady")
+    size.add_argument(
+        "--smoke", action="store_true", help="to see that it runs: no number means a thing"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     given = parser.parse_args(words)
     forget_environment()
-    numbers = rounded(asyncio.run(measure(QUICK if given.quick else FULL)))
+    scale = QUICK if given.quick else SMOKE if given.smoke else FULL
+    numbers = rounded(asyncio.run(measure(scale)))
     if given.json:
         print(json.dumps(numbers))
     else:

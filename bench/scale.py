@@ -1,10 +1,10 @@
-"""How much is measured: enough for steady numbers, or little enough for less than a minute."""
+"""How much is measured: enough for steady numbers, little enough for a minute, or just to see that it runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FULL", "QUICK", "Scale"]
+__all__ = ["FULL", "QUICK", "SMOKE", "Scale"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,5 +53,21 @@ QUICK = Scale(
     burns=50,
     lag_seconds=2,
     loads=50,
+    large_backlog=False,
+)
+SMOKE = Scale(
+    rounds=1,
+    users=500,
+    applied_records=2_000,
+    end_to_end_records=2_000,
+    reconcile_rounds=1,
+    naive_jobs=30,
+    ping_calls=100,
+    concurrent_tasks=50,
+    concurrent_records=1_000,
+    redis_calls=10,
+    burns=5,
+    lag_seconds=1,
+    loads=5,
     large_backlog=False,
 )

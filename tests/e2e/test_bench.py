@@ -12,6 +12,7 @@ REQUIRED = {
     "apply_vs_copy",
     "end_to_end_vs_naive",
     "end_to_end_per_second",
+    "reconcile_vs_without",
     "admit_vs_ping",
     "admit_concurrent_per_second",
     "redis_us_per_record",
@@ -27,8 +28,8 @@ def run_bench(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_a_quick_bench_prints_one_object_of_numbers():
-    ended = run_bench("--quick", "--json")
+def test_a_bench_prints_one_object_of_numbers():
+    ended = run_bench("--smoke", "--json")
 
     assert ended.returncode == 0, ended.stderr
     numbers = json.loads(ended.stdout)

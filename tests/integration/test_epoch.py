@@ -47,6 +47,22 @@ async def test_usage_comes_back_when_all_of_redis_is_lost(deps: Deps) -> None:
     assert after["epoch"] > before["epoch"]
 
 
+async def test_what_is_admitted_too_much_after_a_loss_is_what_had_not_been_applied(
+    deps: Deps,
+) -> None:
+    """`event` has 100 a day: 60 of them are in PostgreSQL, 25 are lost with the log."""
+    await deps.quota.consume("user-1", "event", 60)
+    await deps.drain.run(seconds_max=5)
+    await deps.quota.consume("user-1", "event", 25)
+
+    await lose_redis(deps)
+    again = [bool(await deps.quota.consume("user-1", "event", 1)) for _ in range(110)]
+    await deps.drain.run(seconds_max=5)
+
+    assert sum(again) == 40
+    assert await units(deps) == 100  # so 125 were admitted in all: 25 too many, and no limit is passed here
+
+
 async def test_a_log_that_starts_anew_below_the_position_is_neither_skipped_nor_repeated(
     deps: Deps,
 ) -> None:
