@@ -60,7 +60,9 @@ async def test_what_is_admitted_too_much_after_a_loss_is_what_had_not_been_appli
     await deps.drain.run(seconds_max=5)
 
     assert sum(again) == 40
-    assert await units(deps) == 100  # so 125 were admitted in all: 25 too many, and no limit is passed here
+    assert (
+        await units(deps) == 100
+    )  # so 125 were admitted in all: 25 too many, and no limit is passed here
 
 
 async def test_a_log_that_starts_anew_below_the_position_is_neither_skipped_nor_repeated(
