@@ -12,19 +12,30 @@ from __future__ import annotations
 import datetime as dt
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from service.database import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from uuid import UUID
 
     from service.database import Database
 
-__all__ = ["WINDOW_DAYS", "Folded", "RunsIncompleteError", "fold_all", "fold_once", "rollup_lag"]
+__all__ = [
+    "WINDOW_DAYS",
+    "Fold",
+    "Folded",
+    "RunsIncompleteError",
+    "fold_all",
+    "fold_once",
+    "folding",
+    "rollup_lag",
+]
+
+Result = TypeVar("Result")
 
 WINDOW_DAYS = 30  # of `usage_last_30_days`: this UTC day and those before it
 _RUNS_MAX = 2_000  # looked at for one fold
@@ -40,6 +51,14 @@ class RunsIncompleteError(Exception):
 
     Nothing is folded until `allotment rebuild` has counted everything anew.
     """
+
+    def __init__(self, *, noted: int, found: int) -> None:
+        super().__init__(
+            f"{noted} records were applied and are to be summed up, and {found} of them are found: "
+            "run `allotment rebuild`"
+        )
+        self.noted = noted
+        self.found = found
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +104,49 @@ async def fold_once(
     Raises:
         RunsIncompleteError
     """
-    unknown_zones: list[str] = []
+
+    async def act(fold: Fold) -> Folded:
+        runs, more = await fold.runs(records_max)
+        stale: list[Any] = []
+        if not more:  # else the log has rows that no rollup has
+            stale = await fold.connection.fetch(statement("service", "fold_stale"), users_max)
+            more = len(stale) == users_max
+        if stale:
+            users = [row["user_id"] for row in stale]
+            await fold.count_anew(users)
+            changes = [row["change"] for row in stale]
+            await fold.connection.execute(statement("service", "fold_forget_stale"), users, changes)
+        return Folded(runs, len(stale), more)
+
+    return await folding(database, act, today=today)
+
+
+async def folding(
+    database: Database,
+    act: Callable[[Fold], Awaitable[Result]],
+    *,
+    today: dt.date | None = None,
+    undo: bool = False,
+) -> Result | None:
+    """Have *act* change rollups behind the fence, in one transaction and one snapshot; or *undo* all of it.
+
+    None: somebody else is behind it.
+    """
     async with database.connection() as connection:
         try:
-            return await _fold(connection, today, unknown_zones, records_max, users_max)
+            return await _behind_fence(connection, act, today, (), undo=undo)
         except asyncpg.LockNotAvailableError:
             return None
         except asyncpg.InvalidParameterValueError:
             # A user's zone is in Python's zone database and not in PostgreSQL's: those days are UTC's.
-            unknown_zones = await _unknown_zones(connection)
-            if not unknown_zones:
+            rows = await connection.fetch(statement("service", "fold_unknown_zones"))
+            if not rows:
                 raise
-        return await _fold(connection, today, unknown_zones, records_max, users_max)
+        zones = [row["timezone"] for row in rows]
+        try:
+            return await _behind_fence(connection, act, today, zones, undo=undo)
+        except asyncpg.LockNotAvailableError:
+            return None
 
 
 async def rollup_lag(database: Database) -> float:
@@ -106,37 +156,101 @@ async def rollup_lag(database: Database) -> float:
     return seconds
 
 
-async def _fold(
+async def _behind_fence(
     connection: asyncpg.Connection[Any],
+    act: Callable[[Fold], Awaitable[Result]],
     today: dt.date | None,
     unknown_zones: Sequence[str],
-    records_max: int,
-    users_max: int,
-) -> Folded:
-    async with connection.transaction(isolation="repeatable_read"):
+    *,
+    undo: bool,
+) -> Result:
+    transaction = connection.transaction(isolation="repeatable_read")
+    await transaction.start()
+    try:
         await connection.execute(statement("service", "fold_lock"))
         await connection.execute(_SETTINGS)
         await connection.execute(statement("service", "fold_tables"))
         since = await _slide_window(connection, today)
-        rows = await connection.fetch(statement("service", "fold_runs"), _RUNS_MAX)
+        result = await act(Fold(connection, since, unknown_zones))
+    except BaseException:
+        if not connection.is_closed():
+            await transaction.rollback()
+        raise
+    await (transaction.rollback() if undo else transaction.commit())
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One transaction behind the fence; *since* is the first day of the window of 30 days."""
+
+    connection: asyncpg.Connection[Any]
+    since: dt.date
+    unknown_zones: Sequence[str]
+
+    async def runs(self, records_max: int = _RECORDS_MAX) -> tuple[int, bool]:
+        """Fold the runs that there are; how many records that was, and whether some were left.
+
+        Raises:
+            RunsIncompleteError
+        """
+        rows = await self.connection.fetch(statement("service", "fold_runs"), _RUNS_MAX)
         runs = _first_of(rows, records_max)
         if runs:
-            await _stage(connection, runs, unknown_zones)
-            await _add(connection, since, counted_anew=[])
-            await connection.execute(
-                statement("service", "fold_forget_runs"), [run["id"] for run in runs]
-            )
+            await self._stage(runs)
+            await self._add([])
+            await self._run("fold_forget_runs", [run["id"] for run in runs])
         more = len(runs) < len(rows) or len(rows) == _RUNS_MAX
-        stale: list[Any] = []
-        if not more:  # else the log has rows that no rollup has
-            stale = await connection.fetch(statement("service", "fold_stale"), users_max)
-            more = len(stale) == users_max
-        if stale:
-            users = [row["user_id"] for row in stale]
-            await _count_anew(connection, users, since, unknown_zones)
-            changes = [row["change"] for row in stale]
-            await connection.execute(statement("service", "fold_forget_stale"), users, changes)
-    return Folded(sum(run["records"] for run in runs), len(stale), more)
+        return sum(run["records"] for run in runs), more
+
+    async def count_anew(self, users: Sequence[UUID]) -> None:
+        """Make every rollup of *users* what their rows of `usage_logs`, less refunds, come to.
+
+        There must be no run that is not folded.
+        """
+        await self.connection.execute("TRUNCATE folded, folded_daily, folded_sessions, folded_days")
+        await self._run("fold_clear_months", users)
+        await self._run("fold_clear_days", users)
+        await self._run("fold_restage", users, self.unknown_zones)
+        await self._add(users)
+
+    async def _stage(self, runs: Sequence[Any]) -> None:
+        """Sum up the rows of *runs*, and see that it is all of them."""
+        firsts = [run["first_at"] for run in runs if run["first_at"] is not None]
+        lasts = [run["last_at"] for run in runs if run["last_at"] is not None]
+        await self._run(
+            "fold_stage",
+            [run["id"] for run in runs],
+            min(firsts, default=None),
+            max(lasts, default=None),
+            self.unknown_zones,
+        )
+        found = await self.connection.fetchval("SELECT coalesce(sum(uses), 0)::bigint FROM folded")
+        noted = sum(run["records"] for run in runs)
+        if found != noted:
+            raise RunsIncompleteError(noted=noted, found=found)
+
+    async def _add(self, counted_anew: Sequence[UUID]) -> None:
+        """Add what is staged to every rollup; of *counted_anew* it is all that they ever did."""
+        await self._run("fold_daily", counted_anew)
+        await self._run("fold_add_daily")
+        await self._run("fold_add_actions")
+        if counted_anew:
+            await self._run("fold_reset_window", counted_anew, self.since)
+            await self._run("fold_reset_last_days", counted_anew)
+        else:
+            await self._run("fold_add_window", self.since)
+            await self._run("fold_last_days")
+        await self._run("fold_add_months", bool(counted_anew))
+        await self._run("fold_add_features")
+        await self._run("fold_add_active_days")
+        if counted_anew:
+            await self._run("fold_prune", counted_anew)
+        await self._run("fold_lifetime", counted_anew)
+        await self._run("fold_streaks")
+
+    async def _run(self, name: str, *arguments: Any) -> None:
+        await self.connection.execute(statement("service", name), *arguments, timeout=_FOLD_S_MAX)
 
 
 def _first_of(rows: Sequence[Any], records_max: int) -> list[Any]:
@@ -149,70 +263,6 @@ def _first_of(rows: Sequence[Any], records_max: int) -> list[Any]:
             break
         taken.append(row)
     return taken
-
-
-async def _stage(
-    connection: asyncpg.Connection[Any], runs: Sequence[Any], unknown_zones: Sequence[str]
-) -> None:
-    """Sum up the rows of *runs*, and see that it is all of them."""
-    firsts = [run["first_at"] for run in runs if run["first_at"] is not None]
-    lasts = [run["last_at"] for run in runs if run["last_at"] is not None]
-    await connection.execute(
-        statement("service", "fold_stage"),
-        [run["id"] for run in runs],
-        min(firsts, default=None),
-        max(lasts, default=None),
-        unknown_zones,
-        timeout=_FOLD_S_MAX,
-    )
-    found = await connection.fetchval("SELECT coalesce(sum(uses), 0)::bigint FROM folded")
-    noted = sum(run["records"] for run in runs)
-    if found != noted:
-        raise RunsIncompleteError(
-            f"{noted} records were applied and are to be summed up, and {found} of them are found: "
-            "run `allotment rebuild`"
-        )
-
-
-async def _add(
-    connection: asyncpg.Connection[Any], since: dt.date, *, counted_anew: Sequence[UUID]
-) -> None:
-    """Add what is staged to every rollup; of *counted_anew* it is all that they ever did."""
-
-    async def run(name: str, *arguments: Any) -> None:
-        await connection.execute(statement("service", name), *arguments, timeout=_FOLD_S_MAX)
-
-    await run("fold_daily", counted_anew)
-    await run("fold_add_daily")
-    await run("fold_add_actions")
-    await run("fold_add_window", since)
-    if counted_anew:
-        await run("fold_reset_last_days", counted_anew)
-    else:
-        await run("fold_last_days")
-    await run("fold_add_months", bool(counted_anew))
-    await run("fold_add_features")
-    await run("fold_add_active_days")
-    if counted_anew:
-        await run("fold_prune", counted_anew)
-    await run("fold_lifetime", counted_anew)
-    await run("fold_streaks")
-
-
-async def _count_anew(
-    connection: asyncpg.Connection[Any],
-    users: Sequence[UUID],
-    since: dt.date,
-    unknown_zones: Sequence[str],
-) -> None:
-    """Make every rollup of *users* what their rows of `usage_logs`, less refunds, come to."""
-    await connection.execute("TRUNCATE folded, folded_daily, folded_sessions, folded_days")
-    await connection.execute(statement("service", "fold_clear_months"), users)
-    await connection.execute(statement("service", "fold_clear_days"), users)
-    await connection.execute(
-        statement("service", "fold_restage"), users, unknown_zones, timeout=_FOLD_S_MAX
-    )
-    await _add(connection, since, counted_anew=users)
 
 
 async def _slide_window(connection: asyncpg.Connection[Any], today: dt.date | None) -> dt.date:
@@ -229,8 +279,3 @@ async def _slide_window(connection: asyncpg.Connection[Any], today: dt.date | No
         statement("service", "fold_slide_window"), before, since, timeout=_FOLD_S_MAX
     )
     return since
-
-
-async def _unknown_zones(connection: asyncpg.Connection[Any]) -> list[str]:
-    rows = await connection.fetch(statement("service", "fold_unknown_zones"))
-    return [row["timezone"] for row in rows]

@@ -2,8 +2,6 @@
 -- $1 uuid[] users
 WITH months AS (
     DELETE FROM user_usage WHERE user_id = ANY ($1::uuid[]) AND uses = 0
-), window_ AS (
-    DELETE FROM usage_last_30_days WHERE user_id = ANY ($1::uuid[]) AND uses = 0 AND credits = 0
 ), last_days AS (
     DELETE FROM usage_users_by_last_day WHERE users = 0
 ), actions AS (

@@ -175,7 +175,7 @@ async def said_by_log(deps: Deps) -> Said:
         number = done.get("completed_sessions", done.get("conversations", 0))
         if number and done.get("seconds"):
             said.sessions[user, lines[0][2]].append((number, done["seconds"]))
-    said.daily = {key: one for key, one in said.daily.items() if any(one)}  # type: ignore[assignment]
+    said.daily = {key: one for key, one in said.daily.items() if any(one)}
     return said
 
 
