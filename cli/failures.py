@@ -23,6 +23,7 @@ from quota.errors import (
     UnknownUserError,
 )
 from service.migrations import MigrationError, OutdatedDatabaseError
+from service.rollups import RunsIncompleteError
 from service.server_errors import DataDirectoryInUseError, PortInUseError, ServerError
 from service.settings import SettingsError
 from service.shards import NoTiersError
@@ -107,6 +108,7 @@ _FORMS: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
     (QuotaError, lambda error: Failure(error.code, str(error))),
     (SettingsError, _setting_failure),
     (NoTiersError, _no_tiers),
+    (RunsIncompleteError, lambda error: Failure("rollups_incomplete", str(error))),
     (OutdatedDatabaseError, lambda error: Failure("schema_outdated", str(error))),
     (MigrationError, lambda error: Failure("migration_failed", str(error))),
     (DataDirectoryInUseError, _in_use),

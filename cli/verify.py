@@ -18,6 +18,7 @@ from service.staleness import drop_stale_users
 from service.tiers import stored_rules
 from service.users import find_user
 from service.verify import Report, Verifier
+from service.verify_rollups import verify_rollups
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,7 +51,8 @@ def command(
     """Rebuild every derived figure from the records of usage and credits, and list the differences.
 
     Counters, windows and totals are counted from usage, refunds and open holds; what is left of
-    grants and overage is added up from credit entries. It can be run while everything else does.
+    grants and overage is added up from credit entries; days, months and lifetimes are counted anew, and
+    undone unless they are to be repaired. It can be run while everything else does.
 
     Exits with 0 when all figures are right or were repaired, with 1 when some are not.
     """
@@ -77,6 +79,15 @@ async def _verify(output: Output, user: User | None, *, fix: bool) -> Report:
             report = await verifier.run(
                 user_id=None if user is None else user.id,
                 tell=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+            await verify_rollups(
+                session.database,
+                report,
+                fix=fix,
+                user_id=None if user is None else user.id,
+                tell=lambda done, total: bar.update(
+                    task, description="counting users anew", completed=done, total=total
+                ),
             )
         if report.mended:
             try:
@@ -120,10 +131,10 @@ def _difference(found: Finding) -> dict[str, Any]:
     }
 
 
-def _value(figure: str, value: int | datetime | None) -> int | str | None:
+def _value(figure: str, value: int | datetime | str | None) -> int | str | None:
     if isinstance(value, datetime):
         return instant_text(instant_ms(value))
-    if value is not None and figure.startswith(_CREDITS):
+    if isinstance(value, int) and figure.startswith(_CREDITS):
         return format(credits_of(value), "f")
     return value
 

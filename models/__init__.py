@@ -3,6 +3,20 @@
 from sqlmodel import SQLModel
 
 from models.credits import CreditEntry, CreditGrant, Hold, UsageRefund
+from models.rollups import (
+    RollupState,
+    StaleRollup,
+    UsageDaily,
+    UsageDailyAction,
+    UsageLast30Days,
+    UsageLastDay,
+    UsageRun,
+    UsageUsersByLastDay,
+    UserActiveDay,
+    UserLifetimeStats,
+    UserUsage,
+    UserUsageFeature,
+)
 from models.rules import CreditPrice, OutagePolicy, TierLimit, TierVersion
 from models.usage import FeatureUsage, UsageCounter, UsageKey, UsageLog, UsageWindow
 from models.usage_log import QuarantinedRecord, StaleUser, UsageShard
@@ -16,15 +30,27 @@ __all__ = [
     "Hold",
     "OutagePolicy",
     "QuarantinedRecord",
+    "RollupState",
     "SQLModel",
+    "StaleRollup",
     "StaleUser",
     "TierLimit",
     "TierVersion",
     "UsageCounter",
+    "UsageDaily",
+    "UsageDailyAction",
     "UsageKey",
+    "UsageLast30Days",
+    "UsageLastDay",
     "UsageLog",
     "UsageRefund",
+    "UsageRun",
     "UsageShard",
+    "UsageUsersByLastDay",
     "UsageWindow",
     "User",
+    "UserActiveDay",
+    "UserLifetimeStats",
+    "UserUsage",
+    "UserUsageFeature",
 ]

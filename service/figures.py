@@ -27,8 +27,8 @@ class Difference(NamedTuple):
     user_id: UUID
     figure: str
     of: str | None
-    stored: int | datetime | None
-    expected: int | datetime | None
+    stored: int | datetime | str | None
+    expected: int | datetime | str | None
     mendable: bool = True
 
 

@@ -134,6 +134,22 @@ class Metrics:
             "Credits by which balances differed, either way, in the last round of reconcile",
             registry=registry,
         )
+        self.folded = Counter(
+            "allotment_records_folded",
+            "Records summed up into days, months and lifetimes",
+            registry=registry,
+        )
+        self.fold_seconds = Histogram(
+            "allotment_fold_seconds",
+            "Time of one round of folding",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.rollup_lag = Gauge(
+            "allotment_rollup_lag_seconds",
+            "For how long what waits longest to be summed up has waited",
+            registry=registry,
+        )
         self.tallies = Tallies()
         registry.register(self.tallies)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.dialects.postgresql import insert
 from sqlmodel import col, func, select
 
-from models import StaleUser, User
+from models import StaleRollup, StaleUser, User
 from quota.errors import InvalidValueError, UnknownUserError
 from quota.period import parse_cycle_months, parse_timezone
 from quota.values import instant_ms
@@ -89,6 +89,10 @@ async def put_user(
     for name, value in changes.items():
         setattr(found, name, value)
     session.add(found)
+    if "timezone" in changes and before["timezone"] != timezone:
+        session.add(
+            StaleRollup(user_id=found.id)
+        )  # every day and month of the user begins elsewhere
     if any(before[name] != value for name, value in changes.items() if name != "tier"):
         await session.flush()
         await recount_user(session, found, at=at, grace_ms=grace_ms)

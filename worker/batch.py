@@ -112,6 +112,9 @@ class Batch:
     holds_made: list[Hold] = field(default_factory=list)
     holds_changed: list[Hold] = field(default_factory=list)  # ended, or paid by others
     ignored: list[int] = field(default_factory=list)  # ends of holds that are not open
+    # When the lines were admitted, first and last in ms; nearly every row of `logs` is created then.
+    span: tuple[int, int] | None = None
+    elsewhen: list[tuple[Any, ...]] = field(default_factory=list)  # rows of `logs` that need not be
 
 
 def keyed(lines: Sequence[Any]) -> Keyed:
@@ -177,6 +180,9 @@ def fold(
         elif not holding.end(user_id, line, cost, at_ms):
             batch.ignored.append(number)
     holding.close(purses.close())
+    if batch.logs:
+        admitted = [line[3] for number, line in enumerate(lines) if number not in skipped]
+        batch.span = min(admitted), max(admitted)
     return batch
 
 
@@ -202,6 +208,8 @@ def _use(
         usage_id, user_id, line, line.amount, cost, created_at, line.number, late, arrived_at
     )
     batch.logs.append(row)
+    if arrived_at is not None:
+        batch.elsewhen.append(row)
     count(batch.usage, (user_id, line.feature), line.amount, created_at, row[5], starts)
     if line.windows:
         count_windows(batch.windows, user_id, line.feature, line.windows, line.amount)

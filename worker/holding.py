@@ -135,6 +135,7 @@ class Holding:
             at = instant_at(hold.reserved_ms)
             row = self.row(hold.id, hold.user_id, hold.line, units, kept, at)
             self.batch.logs.append(row)
+            self.batch.elsewhen.append(row)
             used = (units, at, _metadata(hold.line))
         count_held(self.batch.usage, (hold.user_id, hold.feature), back, starts, used=used)
         if back:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -14,6 +15,7 @@ from quota.rules import LINES_FORM
 from service.database import statement
 from service.jobs import RECORD_USAGE, record_arguments, serialize_job
 from service.partitions import make_partitions
+from service.rollups import fold_all, rollup_lag
 from service.staleness import drop_stale_users
 from service.tiers import publish, stored_rules
 from worker.holds import expire_holds
@@ -24,9 +26,17 @@ if TYPE_CHECKING:
 
     from worker.deps import Deps
 
-__all__ = ["drain_log", "keep_partitions", "quarantine_job", "record_usage", "tidy_logs"]
+__all__ = [
+    "drain_log",
+    "fold_usage",
+    "keep_partitions",
+    "quarantine_job",
+    "record_usage",
+    "tidy_logs",
+]
 
 DRAIN_SECONDS_MAX = 5.0  # then the next tick goes on: a stop never waits longer for a round
+FOLD_SECONDS_MAX = 4.0  # then the next tick, five seconds after this one, goes on
 _RETRY_DELAYS_S = (1, 2, 5, 10, 30, 60)
 _log = structlog.get_logger("allotment.jobs")
 
@@ -145,6 +155,30 @@ async def _keep_redis_current(deps: Deps) -> None:
         if rules is not None:
             await publish(deps.redis, deps.keys, rules)
     await drop_stale_users(deps.database, deps.redis, deps.keys)
+
+
+async def fold_usage(ctx: dict[str, Any]) -> int:
+    """Fold what was applied into days, months and lifetimes; return how many records."""
+    deps: Deps = ctx["deps"]
+    try:
+        with deps.metrics.fold_seconds.time():
+            folded = await fold_all(deps.database, seconds_max=FOLD_SECONDS_MAX)
+        deps.metrics.rollup_lag.set(await rollup_lag(deps.database))
+    except Exception as error:  # the next tick tries again: a fold is one transaction
+        deps.metrics.jobs.labels("fold_usage", "failed").inc()
+        _log.warning("fold.failed", kind=type(error).__name__, error=str(error))
+        await _export_lag(deps)
+        return 0
+    deps.metrics.jobs.labels("fold_usage", "done").inc()
+    records = 0 if folded is None else folded.records
+    deps.metrics.folded.inc(records)
+    return records
+
+
+async def _export_lag(deps: Deps) -> None:
+    """Have the gauge grow while folding fails, as far as PostgreSQL can be asked."""
+    with suppress(Exception):
+        deps.metrics.rollup_lag.set(await rollup_lag(deps.database))
 
 
 async def tidy_logs(ctx: dict[str, Any]) -> None:

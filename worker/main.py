@@ -17,7 +17,14 @@ from redis.exceptions import RedisError
 
 from service.jobs import QUARANTINE_JOB, RECORD_USAGE, deserialize_job, serialize_job
 from worker.deps import SOCKET_TIMEOUT_S, Deps, open_deps
-from worker.jobs import drain_log, keep_partitions, quarantine_job, record_usage, tidy_logs
+from worker.jobs import (
+    drain_log,
+    fold_usage,
+    keep_partitions,
+    quarantine_job,
+    record_usage,
+    tidy_logs,
+)
 from worker.load_server import LoadServer
 from worker.reconciling import reconcile_users
 
@@ -33,7 +40,7 @@ _STOP_SECONDS_MAX = 8  # for running jobs at SIGTERM; supervisors kill after 10
 _CLOSE_SECONDS_MAX = 1  # for arq's own good-bye to Redis
 _CANCEL_AGAIN_S = 0.5
 _RETRY_S = 1  # before jobs run again after Redis was away
-_TICKS_AT_ONCE = 4
+_TICKS_AT_ONCE = 5
 _POLL_DELAY_S = 0.1
 _TRIES_MAX = 1_000_000  # a job is given up by a person, not by a number
 _EXPIRES_MS = 28 * 24 * 3600 * 1000  # a job may wait as long as an outage lasts
@@ -161,6 +168,8 @@ def _ticks_worker(deps: Deps) -> Worker:
     crons = [
         # Random ids: a fixed one loses the wake-up that comes while the job runs.
         cron(drain_log, second=set(range(60)), unique=False, run_at_startup=True),
+        # Not each second: the more records a fold has, the fewer rows it writes for each.
+        cron(fold_usage, second=set(range(2, 60, 5)), unique=False),
         cron(tidy_logs, second={15, 45}, unique=False),
         # Behind the tidying, so that a round finds few other jobs at its side.
         cron(reconcile_users, second={5, 20, 35, 50}, unique=False),

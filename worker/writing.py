@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,6 +17,7 @@ from worker.purse import ENTRY_COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     import asyncpg
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["columns", "write"]
 
+_ID, _USER_ID, _CREATED_AT = (COLUMNS.index(name) for name in ("id", "user_id", "created_at"))
+_NEAR = timedelta(
+    minutes=1
+)  # a job reads so much more of the log sooner than it finds a row by name
 HOLD_COLUMNS = (
     "user_id",
     "key",
@@ -48,6 +54,7 @@ async def write(connection: asyncpg.Connection[Any], batch: Batch) -> None:
     """Write the rows of *batch*."""
     if batch.logs:
         await connection.copy_records_to_table("usage_logs", records=batch.logs, columns=COLUMNS)
+        await _note_run(connection, batch)
     await _write_usage(connection, batch)
     await _write_credits(connection, batch)
     await _write_holds(connection, batch)
@@ -58,6 +65,29 @@ async def write(connection: asyncpg.Connection[Any], batch: Batch) -> None:
 def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     """Rows as columns, for `unnest`."""
     return [list(column) for column in zip(*rows, strict=True)]
+
+
+async def _note_run(connection: asyncpg.Connection[Any], batch: Batch) -> None:
+    """Leave word of these rows for the job that folds them into days and months (`service.rollups`).
+
+    One row, whatever the batch: it says between which instants to look. What was created far from them
+    (late, backdated, held for long) is named, so that it does not make the job read days.
+    """
+    assert batch.span is not None, "there are rows"
+    first, last = (instant_of(ms) for ms in batch.span)
+    near = [row[_CREATED_AT] for row in batch.elsewhen if _is_near(row[_CREATED_AT], first, last)]
+    first, last = min([first, *near]), max([last, *near])
+    far = [
+        (row[_USER_ID], row[_ID], row[_CREATED_AT])
+        for row in batch.elsewhen
+        if not first <= row[_CREATED_AT] <= last
+    ]
+    named = columns(far) if far else [[], [], []]
+    await connection.execute(statement("worker", "note_run"), len(batch.logs), first, last, *named)
+
+
+def _is_near(at: datetime, first: datetime, last: datetime) -> bool:
+    return first - _NEAR <= at <= last + _NEAR
 
 
 async def _write_usage(connection: asyncpg.Connection[Any], batch: Batch) -> None:

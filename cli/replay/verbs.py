@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from cli.replay.fields import READS
 from cli.replay.format import Step
@@ -29,12 +31,16 @@ from quota.values import (
 from service.credits import reset_credits, void_grant
 from service.database import statement
 from service.giving import give_grant
+from service.lifetime import lifetime_of
 from service.moves import move_user
+from service.rollups import fold_all
 
 __all__ = ["NotSupportedError", "answer"]
 
 # What changes PostgreSQL does so once all that was admitted is there.
 _STANDING_STILL = frozenset({"grant", "void", "reset", "refund", "set_tier"})
+
+_FOLD_SECONDS_MAX = 60.0
 
 Answer = dict[str, Any]
 Act = Callable[[World, Step], Awaitable[Answer]]
@@ -192,6 +198,20 @@ async def _usage(world: World, step: Step) -> Answer:
     return {"used": row["used"], "credits": _credits(row["micro"])}
 
 
+async def _lifetime(world: World, step: Step) -> Answer:
+    await fold_all(world.deps.database, seconds_max=_FOLD_SECONDS_MAX)
+    async with world.deps.database.connection() as connection:
+        found = await lifetime_of(connection, parse_user_id(step.user).id, at=step.at)
+    return {name: _column(value) for name, value in (found or {}).items()}
+
+
+def _column(value: Any) -> Any:
+    """A column as a JSON value."""
+    if isinstance(value, datetime):
+        return instant_text(instant_ms(value))
+    return str(value) if isinstance(value, (Decimal, UUID)) else value
+
+
 async def _flush_redis(world: World, step: Step) -> Answer:
     assert step.do == "flush_redis"
     await world.flush()
@@ -220,5 +240,6 @@ _ACTS: Mapping[str, Act] = {
     "set_tier": _set_tier,
     "balance": _balance,
     "usage": _usage,
+    "lifetime": _lifetime,
     "flush_redis": _flush_redis,
 }

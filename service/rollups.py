@@ -1,0 +1,281 @@
+"""Folds what was applied into days, months and lifetimes: each run exactly once, some seconds after it.
+
+The apply transaction leaves one row a run (`models.UsageRun`). A fold takes all that there are, sums their rows of
+`usage_logs` up in a few statements, adds that to every rollup, and deletes the notes, in one transaction: killed
+before the commit, nothing happened; after it, the notes are gone. One fold at a time: the fence is a lock, which goes
+with the connection that has it. All of it sees one snapshot, so what it counts anew for a user (`models.StaleRollup`:
+a refund, another time zone) has exactly the rows that are folded, those of this fold among them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
+
+from service.database import statement
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from uuid import UUID
+
+    from service.database import Database
+
+__all__ = [
+    "WINDOW_DAYS",
+    "Fold",
+    "Folded",
+    "RunsIncompleteError",
+    "fold_all",
+    "fold_once",
+    "folding",
+    "rollup_lag",
+]
+
+Result = TypeVar("Result")
+
+WINDOW_DAYS = 30  # of `usage_last_30_days`: this UTC day and those before it
+_RUNS_MAX = 2_000  # looked at for one fold
+_RECORDS_MAX = 400_000  # in one fold: some seconds' work
+_USERS_MAX = 200  # counted anew in one fold
+_FOLD_S_MAX = 300.0  # of one statement, which may be about all that one user ever did
+# The plan of a fold must be made for that fold; sorting and hashing a fold fits into so much memory.
+_SETTINGS = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL work_mem = '64MB'"
+
+
+class RunsIncompleteError(Exception):
+    """Rows of a run are not where it says: the database was restored from a dump, or rows were changed by hand.
+
+    Nothing is folded until `allotment rebuild` has counted everything anew.
+    """
+
+    def __init__(self, *, noted: int, found: int) -> None:
+        super().__init__(
+            f"{noted} records were applied and are to be summed up, and {found} of them are found: "
+            "run `allotment rebuild`"
+        )
+        self.noted = noted
+        self.found = found
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What a fold came to: records of runs, and users counted anew; *more*: something was left for the next."""
+
+    records: int
+    users: int
+    more: bool
+
+
+async def fold_all(
+    database: Database, *, today: dt.date | None = None, seconds_max: float
+) -> Folded | None:
+    """Fold until nothing is left or the time is up; None: somebody else is at it.
+
+    Raises:
+        RunsIncompleteError
+    """
+    until = time.monotonic() + seconds_max
+    records = users = 0
+    while True:
+        folded = await fold_once(database, today=today)
+        if folded is None:
+            return Folded(records, users, more=True) if records or users else None
+        records += folded.records
+        users += folded.users
+        if not folded.more or time.monotonic() >= until:
+            return Folded(records, users, folded.more)
+
+
+async def fold_once(
+    database: Database,
+    *,
+    today: dt.date | None = None,
+    records_max: int = _RECORDS_MAX,
+    users_max: int = _USERS_MAX,
+) -> Folded | None:
+    """One fold, of a bounded number of records; *today* stands for PostgreSQL's UTC day, in tests.
+
+    None: somebody else is folding.
+
+    Raises:
+        RunsIncompleteError
+    """
+
+    async def act(fold: Fold) -> Folded:
+        runs, more = await fold.runs(records_max)
+        stale: list[Any] = []
+        if not more:  # else the log has rows that no rollup has
+            stale = await fold.connection.fetch(statement("service", "fold_stale"), users_max)
+            more = len(stale) == users_max
+        if stale:
+            users = [row["user_id"] for row in stale]
+            await fold.count_anew(users)
+            changes = [row["change"] for row in stale]
+            await fold.connection.execute(statement("service", "fold_forget_stale"), users, changes)
+        return Folded(runs, len(stale), more)
+
+    return await folding(database, act, today=today)
+
+
+async def folding(
+    database: Database,
+    act: Callable[[Fold], Awaitable[Result]],
+    *,
+    today: dt.date | None = None,
+    undo: bool = False,
+) -> Result | None:
+    """Have *act* change rollups behind the fence, in one transaction and one snapshot; or *undo* all of it.
+
+    None: somebody else is behind it.
+    """
+    async with database.connection() as connection:
+        try:
+            return await _behind_fence(connection, act, today, (), undo=undo)
+        except asyncpg.LockNotAvailableError:
+            return None
+        except asyncpg.InvalidParameterValueError:
+            # A user's zone is in Python's zone database and not in PostgreSQL's: those days are UTC's.
+            rows = await connection.fetch(statement("service", "fold_unknown_zones"))
+            if not rows:
+                raise
+        zones = [row["timezone"] for row in rows]
+        try:
+            return await _behind_fence(connection, act, today, zones, undo=undo)
+        except asyncpg.LockNotAvailableError:
+            return None
+
+
+async def rollup_lag(database: Database) -> float:
+    """For how many seconds what waits longest to be folded has waited; 0: nothing waits."""
+    async with database.connection() as connection:
+        seconds: float = await connection.fetchval(statement("service", "rollup_lag"))
+    return seconds
+
+
+async def _behind_fence(
+    connection: asyncpg.Connection[Any],
+    act: Callable[[Fold], Awaitable[Result]],
+    today: dt.date | None,
+    unknown_zones: Sequence[str],
+    *,
+    undo: bool,
+) -> Result:
+    transaction = connection.transaction(isolation="repeatable_read")
+    await transaction.start()
+    try:
+        await connection.execute(statement("service", "fold_lock"))
+        await connection.execute(_SETTINGS)
+        await connection.execute(statement("service", "fold_tables"))
+        since = await _slide_window(connection, today)
+        result = await act(Fold(connection, since, unknown_zones))
+    except BaseException:
+        if not connection.is_closed():
+            await transaction.rollback()
+        raise
+    await (transaction.rollback() if undo else transaction.commit())
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One transaction behind the fence; *since* is the first day of the window of 30 days."""
+
+    connection: asyncpg.Connection[Any]
+    since: dt.date
+    unknown_zones: Sequence[str]
+
+    async def runs(self, records_max: int = _RECORDS_MAX) -> tuple[int, bool]:
+        """Fold the runs that there are; how many records that was, and whether some were left.
+
+        Raises:
+            RunsIncompleteError
+        """
+        rows = await self.connection.fetch(statement("service", "fold_runs"), _RUNS_MAX)
+        runs = _first_of(rows, records_max)
+        if runs:
+            await self._stage(runs)
+            await self._add([])
+            await self._run("fold_forget_runs", [run["id"] for run in runs])
+        more = len(runs) < len(rows) or len(rows) == _RUNS_MAX
+        return sum(run["records"] for run in runs), more
+
+    async def count_anew(self, users: Sequence[UUID]) -> None:
+        """Make every rollup of *users* what their rows of `usage_logs`, less refunds, come to.
+
+        There must be no run that is not folded.
+        """
+        await self.connection.execute("TRUNCATE folded, folded_daily, folded_sessions, folded_days")
+        await self._run("fold_clear_months", users)
+        await self._run("fold_clear_days", users)
+        await self._run("fold_restage", users, self.unknown_zones)
+        await self._add(users)
+
+    async def _stage(self, runs: Sequence[Any]) -> None:
+        """Sum up the rows of *runs*, and see that it is all of them."""
+        firsts = [run["first_at"] for run in runs if run["first_at"] is not None]
+        lasts = [run["last_at"] for run in runs if run["last_at"] is not None]
+        await self._run(
+            "fold_stage",
+            [run["id"] for run in runs],
+            min(firsts, default=None),
+            max(lasts, default=None),
+            self.unknown_zones,
+        )
+        found = await self.connection.fetchval("SELECT coalesce(sum(uses), 0)::bigint FROM folded")
+        noted = sum(run["records"] for run in runs)
+        if found != noted:
+            raise RunsIncompleteError(noted=noted, found=found)
+
+    async def _add(self, counted_anew: Sequence[UUID]) -> None:
+        """Add what is staged to every rollup; of *counted_anew* it is all that they ever did."""
+        await self._run("fold_daily", counted_anew)
+        await self._run("fold_add_daily")
+        await self._run("fold_add_actions")
+        if counted_anew:
+            await self._run("fold_reset_window", counted_anew, self.since)
+            await self._run("fold_reset_last_days", counted_anew)
+        else:
+            await self._run("fold_add_window", self.since)
+            await self._run("fold_last_days")
+        await self._run("fold_add_months", bool(counted_anew))
+        await self._run("fold_add_features")
+        await self._run("fold_add_active_days")
+        if counted_anew:
+            await self._run("fold_prune", counted_anew)
+        await self._run("fold_lifetime", counted_anew)
+        await self._run("fold_streaks")
+
+    async def _run(self, name: str, *arguments: Any) -> None:
+        await self.connection.execute(statement("service", name), *arguments, timeout=_FOLD_S_MAX)
+
+
+def _first_of(rows: Sequence[Any], records_max: int) -> list[Any]:
+    """The first of the runs, with *records_max* records together; one of them in any case."""
+    taken: list[Any] = []
+    records = 0
+    for row in rows:
+        records += row["records"]
+        if taken and records > records_max:
+            break
+        taken.append(row)
+    return taken
+
+
+async def _slide_window(connection: asyncpg.Connection[Any], today: dt.date | None) -> dt.date:
+    """Take out of the window what has left it since the last fold; return its first day."""
+    row = await connection.fetchrow(
+        "SELECT window_since, (now() AT TIME ZONE 'UTC')::date AS today FROM rollup_state"
+    )
+    assert row is not None, "the migration made it"
+    before: dt.date = row["window_since"]
+    since: dt.date = (today or row["today"]) - dt.timedelta(days=WINDOW_DAYS - 1)
+    if since <= before:
+        return before
+    await connection.execute(
+        statement("service", "fold_slide_window"), before, since, timeout=_FOLD_S_MAX
+    )
+    return since
