@@ -14,6 +14,7 @@ from bench.admitting import admit_concurrent, admit_vs_ping, memory_per_key, red
 from bench.applying import apply_vs_copy
 from bench.burning import burn_over_many_grants
 from bench.end_to_end import end_to_end_vs_naive, reconcile_vs_without
+from bench.folding import fold_rate
 from bench.keeping_up import fail_over, lag_at
 from bench.loading import cold_loads
 from bench.report import Numbers, rounded, show
@@ -67,6 +68,8 @@ async def measure(scale: Scale) -> Numbers:
             await stage.deps.drain.run(seconds_max=300)
             status.update("applying")
             numbers |= await apply_vs_copy(stage, scale)
+            status.update("folding")
+            numbers |= await fold_rate(stage, scale)
             status.update("end to end")
             numbers |= await end_to_end_vs_naive(stage, scale)
             status.update("end to end, users compared meanwhile")

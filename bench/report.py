@@ -34,6 +34,7 @@ class Row:
 ROWS = (
     Row("apply_vs_copy", "apply ÷ COPY of the same rows", "≥", 0.25),
     Row("apply_vs_copy_on_two", "… COPY on two connections, as apply has", ""),
+    Row("fold_per_second", "folding into days, months, lifetimes, records/s", "≥", 20_000),
     Row("end_to_end_vs_naive", "end to end ÷ one arq job a record", "≥", 25),
     Row("end_to_end_per_second", "end to end, records/s", "≥", 20_000),
     Row("reconcile_vs_without", "… with users compared meanwhile ÷ without", "≥", 0.9),

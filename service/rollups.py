@@ -80,14 +80,19 @@ async def fold_all(
     """
     until = time.monotonic() + seconds_max
     records = users = 0
+    users_max = (
+        0  # first runs alone: a user whom it takes too long to count anew must not hold them up
+    )
     while True:
-        folded = await fold_once(database, today=today)
+        folded = await fold_once(database, today=today, users_max=users_max)
         if folded is None:
             return Folded(records, users, more=True) if records or users else None
         records += folded.records
         users += folded.users
-        if not folded.more or time.monotonic() >= until:
-            return Folded(records, users, folded.more)
+        if (users_max and not folded.more) or time.monotonic() >= until:
+            return Folded(records, users, folded.more or not users_max)
+        if not folded.more:
+            users_max = _USERS_MAX
 
 
 async def fold_once(
@@ -108,7 +113,7 @@ async def fold_once(
     async def act(fold: Fold) -> Folded:
         runs, more = await fold.runs(records_max)
         stale: list[Any] = []
-        if not more:  # else the log has rows that no rollup has
+        if users_max and not more:  # else the log has rows that no rollup has
             stale = await fold.connection.fetch(statement("service", "fold_stale"), users_max)
             more = len(stale) == users_max
         if stale:

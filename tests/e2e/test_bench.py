@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 REQUIRED = {
     "apply_vs_copy",
+    "fold_per_second",
     "end_to_end_vs_naive",
     "end_to_end_per_second",
     "reconcile_vs_without",

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 # Each command is a process that begins with the imports done: they take longer than all the rest.
 FORKER = """
 import json, os, sys
-import cli.balance, cli.grant, cli.main, cli.migrate, cli.quarantine, cli.reconcile, cli.refund, cli.reset
-import cli.tiers, cli.user, cli.verify, cli.void
+import cli.balance, cli.grant, cli.main, cli.migrate, cli.quarantine, cli.rebuild, cli.reconcile, cli.refund
+import cli.reset, cli.tiers, cli.user, cli.verify, cli.void
 for line in sys.stdin:
     ask = json.loads(line)
     if not (child := os.fork()):
@@ -494,6 +494,22 @@ def test_verify_lists_what_it_can_not_repair(with_tiers, psql):
     assert (ran.code, shown.code) == (1, 1)
     assert (ran.answer["repaired"], ran.answer["remaining"]) == (0, 2)
     assert "not repairable" in shown.out
+
+
+def test_rebuild_counts_days_and_months_anew(with_tiers, psql):
+    for user in ("u", "v"):
+        with_tiers("grant", user, "20")
+    psql("INSERT INTO user_active_days SELECT id, '2025-01-01', 3 FROM users")
+
+    wrong = with_tiers("verify", "--json")
+    one, both = with_tiers("rebuild", "--user", "u", "--json"), with_tiers("rebuild")
+
+    assert [ran.code for ran in (wrong, one, both)] == [1, 0, 0]
+    assert wrong.answer["figures"] == {"user_active_days": 2}
+    assert one.answer == {"users": 1}
+    assert "users: 2" in both.out
+    assert with_tiers("verify").code == 0
+    assert with_tiers("rebuild", "--user", "nobody", "--json").error["field"] == "user"
 
 
 async def test_reconcile_finds_who_differs_and_has_them_loaded_anew(with_tiers, redis_url, prefix):

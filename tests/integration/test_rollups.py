@@ -26,6 +26,7 @@ from service.refunds import refund
 from service.rollups import Folded, RunsIncompleteError, fold_all, fold_once, rollup_lag
 from service.tiers import stored_rules
 from worker.deps import Deps
+from worker.jobs import fold_usage
 
 START = datetime(2025, 3, 1, 10, tzinfo=UTC)
 TODAY = date(2025, 3, 31)
@@ -494,6 +495,43 @@ async def test_days_that_leave_the_window_are_taken_out_once(on_open_tiers: Deps
         await check(deps, START.date() + timedelta(days=day))
     await fold(deps, today + timedelta(days=400))
     assert await rows(deps, "SELECT * FROM usage_last_30_days") == []
+
+
+async def test_a_user_who_can_not_be_counted_anew_does_not_hold_up_runs(
+    on_open_tiers: Deps, monkeypatch: pytest.MonkeyPatch
+):
+    deps = on_open_tiers
+    await record(deps, "a", {"seconds": 8}, START)
+    await settle(deps)
+    await rows(deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users")
+
+    async def takes_too_long(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("service.rollups.Fold.count_anew", takes_too_long)
+    with pytest.raises(TimeoutError):
+        await fold(deps)
+
+    assert await rows(deps, "SELECT * FROM usage_runs") == []
+    await check(deps)
+
+
+async def test_the_job_folds_and_tells_how_far_behind_it_is(on_open_tiers: Deps):
+    deps = on_open_tiers
+    await record(deps, "a", {"seconds": 8, "conversations": 1}, START)
+    await settle(deps)
+    assert await rollup_lag(deps.database) > 0
+
+    assert await fold_usage({"deps": deps}) == 2
+
+    value = deps.registry.get_sample_value
+    assert value("allotment_records_folded_total") == 2
+    assert value("allotment_rollup_lag_seconds") == 0
+    await rows(
+        deps, "INSERT INTO usage_runs (records, users, ids, instants) VALUES (1, '{}', '{}', '{}')"
+    )
+    assert await fold_usage({"deps": deps}) == 0  # a run whose rows are lost
+    assert value("allotment_rollup_lag_seconds") > 0
 
 
 async def test_a_zone_that_postgresql_does_not_know_is_utc(on_open_tiers: Deps):
