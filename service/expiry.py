@@ -19,6 +19,8 @@ from service.users import find_user, put_user
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from sqlmodel.ext.asyncio.session import AsyncSession
+
     from models import Subscription
     from quota.rules import Rules
     from quota.values import User
@@ -36,13 +38,15 @@ async def expire_subscription(
         UnknownUserError: the user was erased.
         QuotaUnavailableError: the user could not be made to stand still, see `service.still`.
     """
+    async with stores.database.session() as session:
+        if await _over(session, user, await _now(session, at)) is None:
+            return None  # nobody has to wait for it
     async with still_user(stores, user, at=at) as confirm:
         async with stores.database.session() as session:
             await hold_shard_of(session, user.id)
-            now = at or (await session.exec(select(func.clock_timestamp()))).one()
-            found = await find_user(session, user, lock=True)
-            running = await running_subscription(session, found)
-            if running is None or running.ends_at is None or running.ends_at > now:
+            now = await _now(session, at)
+            ended = await _over(session, user, now, lock=True)
+            if ended is None:
                 return None
             await put_user(
                 session, user, rules, at=now, tier=rules.default_tier, grace_ms=stores.grace_ms
@@ -50,4 +54,16 @@ async def expire_subscription(
             await session.flush()
             await confirm()
         await drop_quietly(stores, user)
-    return running
+    return ended
+
+
+async def _over(
+    session: AsyncSession, user: User, now: datetime, *, lock: bool = False
+) -> Subscription | None:
+    """What runs of *user*, if its time is over."""
+    running = await running_subscription(session, await find_user(session, user, lock=lock))
+    return running if running and running.ends_at and running.ends_at <= now else None
+
+
+async def _now(session: AsyncSession, at: datetime | None) -> datetime:
+    return at or (await session.exec(select(func.clock_timestamp()))).one()

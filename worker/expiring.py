@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,9 @@ async def expire_round(
         if due:
             rules = rules or await stored_rules(deps.database)
             assert rules is not None, "a worker does not start without"
-            expired += await _expire_all(deps, [row["name"] for row in due], rules, at)
+            names = [row["name"] for row in due]
+            random.shuffle(names)  # workers that come at once seldom meet at a user
+            expired += await _expire_all(deps, names, rules, at)
             # What could not be ended is not met again in this round: the others have their turn.
             after = (due[-1]["ends_at"], due[-1]["user_id"])
         if len(due) < _USERS_MAX:
