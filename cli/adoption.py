@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,7 +39,8 @@ def command(
 ) -> None:
     """Show how many users have used each feature, ever and lately, and since when.
 
-    A share is of all users, or of those who are on a tier now. Units are net of refunds.
+    Days are those of UTC, today is one of them. A share is of all users, or of those who are on a
+    tier now. Units are net of refunds.
     """
     if not 1 <= days <= DAYS_MAX:
         raise InvalidValueError("days", days, f"an integer from 1 to {DAYS_MAX}")
@@ -60,32 +61,37 @@ async def _one(output: Output, feature: str, days: int) -> None:
         whole, by_tier = await adoption_of(connection, feature, days=days)
     tiers = {tier: one.as_dict() for tier, one in by_tier.items()}
     for one in tiers.values():
-        del one["feature"], one["first_used_at"]
-    first = whole.as_dict()["first_used_at"] or "never"
+        del one["feature"], one["first_used_on"], one["recent_units"]
+    told = whole.as_dict()
     output.result(
-        {"days": days, **whole.as_dict(), "tiers": tiers},
-        f"feature     {feature}\nfirst used  {first}\n",
+        {"days": days, **told, "tiers": tiers},
+        f"feature     {feature}\nfirst used  {told['first_used_on'] or 'never'}\n",
         _table("tier", [*by_tier.items(), ("all", whole)], days),
     )
 
 
 def _table(of: str, rows: Iterable[tuple[str, Adoption]], days: int) -> Table:
     lately = f"in {days} days"
-    columns = (of, "users", lately, "share", "units", "first used", "last used")
-    made = table(
-        *(column for column in columns if of == "feature" or column != "first used"),
-        right=("users", lately, "share", "units"),
-    )
+    columns = {
+        of: "feature",
+        "users": "users",
+        lately: "recent_users",
+        "share": "share",
+        "units": "units",
+        f"units {lately}": "recent_units",
+        "first used": "first_used_on",
+        "last used": "last_used_at",
+    }
+    if of == "tier":
+        del columns[f"units {lately}"], columns["first used"]
+    made = table(*columns, right=("users", lately, "share", "units", f"units {lately}"))
     for name, one in rows:
-        told = one.as_dict()
-        first = [told["first_used_at"] or "–"] if of == "feature" else []
-        made.add_row(
-            printable(name),
-            f"{one.users:,}",
-            f"{one.recent_users:,}",
-            f"{one.share:.1%}",
-            f"{one.units:,}",
-            *first,
-            told["last_used_at"] or "–",
-        )
+        told = {**one.as_dict(), "feature": printable(name), "share": f"{one.share:.1%}"}
+        made.add_row(*(_cell(told[field]) for field in columns.values()))
     return made
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else str(value)

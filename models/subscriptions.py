@@ -30,7 +30,7 @@ class Subscription(SQLModel, table=True):
     A user without a row has been on the tier of `users.tier` since it was made: who is met for the first
     time costs no row. `ends_at` is when the stretch is to end by itself, null for never; `ended_at` when it did
     end. `revenue` is that of the whole stretch, `term_revenue` what of it belongs to the term up to `ends_at`,
-    so that a renewal that is told twice counts once.
+    so that a renewal that is told twice counts once. `counted_at` is when `user_lifetime_stats` counted it last.
     """
 
     __tablename__ = "subscriptions"
@@ -58,6 +58,7 @@ class Subscription(SQLModel, table=True):
             "user_id",
             postgresql_where=text("status = 'active' AND ends_at IS NOT NULL"),
         ),
+        Index("idx_subscriptions_counted", "counted_at"),
     )
 
     user_id: uuid.UUID = Field(sa_column=_owner())
@@ -72,6 +73,10 @@ class Subscription(SQLModel, table=True):
     term_revenue: Decimal = Field(default=Decimal(0), sa_column=_money())
     ended_at: dt.datetime | None = Field(default=None, sa_column=instant(nullable=True))
     created_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
+    counted_at: dt.datetime = Field(
+        default=None,
+        sa_column=Column(instant().type, nullable=False, server_default=text("to_timestamp(0)")),
+    )
 
 
 class SubscriptionEvent(SQLModel, table=True):

@@ -1,12 +1,12 @@
 """Who has taken to a feature (seed 000: adoption of new or experimental features; seed 002: by tier).
 
-It is told from `feature_usage`, a row for each user and feature, and never counted from the log of usage.
+It is told from `feature_usage`, a row for each user and feature, and from the rollup by day, not from the log of usage.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
 from quota.errors import InvalidValueError
@@ -15,7 +15,7 @@ from service.database import statement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
+    from datetime import date, datetime
 
     import asyncpg
 
@@ -26,10 +26,10 @@ DAYS_MAX = 36_500  # a hundred years: longer than anything was used
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """Users who used a feature: ever, and within the days asked for; of everyone there is.
+    """Users who used a feature: ever, and within the last days, of UTC and with today; of everyone there is.
 
-    *units* are those of all time, net of refunds; of who has refunded all it used, none is a user.
-    *first_used_at* is the oldest record of it, None where there is none.
+    *units* are net of refunds, *recent_units* those of the last days, as new as the last fold; None of a tier.
+    Who has refunded all is no user. *first_used_on* is a UTC day, None of a tier and where no record is that old.
     """
 
     feature: str
@@ -37,7 +37,8 @@ class Adoption:
     recent_users: int
     everyone: int
     units: int
-    first_used_at: datetime | None
+    recent_units: int | None
+    first_used_on: date | None
     last_used_at: datetime | None
 
     @property
@@ -53,7 +54,8 @@ class Adoption:
             "recent_users": self.recent_users,
             "share": round(self.share, 4),
             "units": self.units,
-            "first_used_at": _text(self.first_used_at),
+            "recent_units": self.recent_units,
+            "first_used_on": None if self.first_used_on is None else self.first_used_on.isoformat(),
             "last_used_at": _text(self.last_used_at),
         }
 
@@ -90,7 +92,8 @@ async def adoption_of(
         recent_users=sum(one.recent_users for one in tiers),
         everyone=sum(one.everyone for one in tiers),
         units=sum(one.units for one in tiers),
-        first_used_at=next((row["first_used_at"] for row in rows), None),
+        recent_units=next((row["recent_units"] for row in rows), 0),
+        first_used_on=next((row["first_used_on"] for row in rows), None),
         last_used_at=max((one.last_used_at for one in tiers if one.last_used_at), default=None),
     )
     return whole, by_tier
@@ -103,7 +106,8 @@ def _of_tier(feature: str, row: Any) -> Adoption:
         recent_users=row["recent_users"],
         everyone=row["everyone"],
         units=row["units"],
-        first_used_at=None,  # by whom is not asked for
+        recent_units=None,  # tiers change, and days are not summed up by them
+        first_used_on=None,
         last_used_at=row["last_used_at"],
     )
 
@@ -112,7 +116,8 @@ async def _since(connection: asyncpg.Connection[Any], days: int, at: datetime | 
     if not 1 <= days <= DAYS_MAX:
         raise InvalidValueError("days", days, f"an integer from 1 to {DAYS_MAX}")
     now: datetime = at or await connection.fetchval("SELECT now()")
-    return now - timedelta(days=days)
+    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return today - timedelta(days=days - 1)
 
 
 def _text(instant: datetime | None) -> str | None:

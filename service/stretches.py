@@ -34,6 +34,7 @@ Until = date | datetime | Literal["never"]
 _REVENUE_MAX = Decimal("99999999.99")  # numeric(10, 2), as seed 002 has it
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _NOON = time(12)
+_NOT_COUNTED = datetime(1970, 1, 1, tzinfo=UTC)  # by user_lifetime_stats, as it is now
 
 
 def parse_until(value: str) -> Until:
@@ -126,6 +127,7 @@ def _prolong(running: Subscription, ends_at: datetime | None, revenue: Decimal |
     running.ends_at = ends_at
     running.revenue = earlier + term
     running.term_revenue = term
+    running.counted_at = _NOT_COUNTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The job that looks for stretches on a tier whose time is over (seed 004: automated expiration checks)."""
+"""The job that ends the stretches on a tier whose time is over (seed 004), and counts what changed (seed 002)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from quota.values import parse_user_id
 from service.changes import Stores
 from service.database import statement
 from service.expiry import expire_subscription
+from service.subscribed import store_subscribed
 from service.tiers import stored_rules
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["expire_round", "expire_subscriptions"]
 
 ROUND_SECONDS_MAX = 5.0  # then the next round, some seconds later, goes on
+_COUNT_SECONDS_MAX = 2.0
 _USERS_MAX = 100  # between two looks at the time: about a second's work
 _AT_ONCE = 4  # each keeps a connection for as long as its user stands still
 _SETTLE_SECONDS_MAX = 5.0
@@ -34,10 +36,11 @@ _log = structlog.get_logger("allotment.subscriptions")
 
 
 async def expire_subscriptions(ctx: dict[str, Any]) -> int:
-    """End what is over; return how many stretches were."""
+    """End what is over, and bring what users' stretches come to up to date; return how many were over."""
     deps: Deps = ctx["deps"]
     try:
         expired = await expire_round(deps)
+        await store_subscribed(deps.database, seconds_max=_COUNT_SECONDS_MAX)
     except Exception as error:  # the next round goes on: nothing is held in this job
         deps.metrics.jobs.labels("expire_subscriptions", "failed").inc()
         _log.warning("subscriptions.failed", kind=type(error).__name__, error=str(error))

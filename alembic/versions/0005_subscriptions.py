@@ -17,6 +17,14 @@ def upgrade() -> None:
     """Add the tables; without a row, a user has been on its tier since it was made."""
     make_subscriptions()
     make_subscription_events()
+    # Of users on another tier than the default, nothing says since when: they are taken for made on it.
+    op.execute(
+        """
+        INSERT INTO subscriptions (user_id, tier, started_at)
+        SELECT id, tier, created_at FROM users
+        WHERE tier <> (SELECT name FROM tiers WHERE is_default ORDER BY version DESC LIMIT 1)
+        """
+    )
     op.add_column("tiers", required("position", sa.SmallInteger(), default="0"))
     # The order in the files of old was not kept: what gives more stands behind what gives less.
     op.execute(
@@ -52,6 +60,7 @@ def make_subscriptions() -> None:
         required("term_revenue", sa.Numeric(10, 2), default="0"),
         optional("ended_at", sa.DateTime(timezone=True)),
         required("created_at", sa.DateTime(timezone=True), default="now()"),
+        required("counted_at", sa.DateTime(timezone=True), default="to_timestamp(0)"),
         sa.PrimaryKeyConstraint("user_id", "id"),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
         sa.CheckConstraint(
@@ -79,6 +88,7 @@ def make_subscriptions() -> None:
         ["ends_at", "user_id"],
         postgresql_where=sa.text("status = 'active' AND ends_at IS NOT NULL"),
     )
+    op.create_index("idx_subscriptions_counted", "subscriptions", ["counted_at"])
 
 
 def make_subscription_events() -> None:

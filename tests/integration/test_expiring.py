@@ -41,7 +41,8 @@ TIERS = {
 
 @pytest.fixture
 async def rules(deps: Deps, apply_tiers: Any) -> Rules:
-    return await apply_tiers(deps, TIERS)
+    applied: Rules = await apply_tiers(deps, TIERS)
+    return applied
 
 
 async def on_big(deps: Deps, rules: Rules, *users: str, until: datetime = END) -> None:
@@ -290,3 +291,6 @@ async def test_the_job_looks_by_the_clock_of_postgresql(deps: Deps, rules: Rules
     assert await tiers(deps) == {"over": "small", "going-on": "big"}
     done = {"job": "expire_subscriptions", "outcome": "done"}
     assert deps.registry.get_sample_value("allotment_jobs_total", done) == 1
+    async with deps.database.connection() as connection:
+        reached = await connection.fetch("SELECT highest_tier_reached FROM user_lifetime_stats")
+    assert [name for (name,) in reached] == ["big", "big"]

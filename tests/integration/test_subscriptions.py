@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -15,8 +16,11 @@ from quota.rules import Rules
 from quota.values import parse_user_id
 from service.changes import Stores
 from service.database import statement
+from service.lifetime import lifetime_of
+from service.migrations import upgrade
 from service.moves import move_user
-from service.subscribed import Subscribed, subscribed_of
+from service.rollups import fold_all
+from service.subscribed import Subscribed, store_subscribed, subscribed_of
 from service.subscriptions import stretches_of
 from service.users import find_user, put_user
 from service.verify import Verifier
@@ -35,7 +39,15 @@ def days(number: float) -> datetime:
 @pytest.fixture
 async def rules(deps: Deps, apply_tiers: Any) -> Rules:
     """TIERS, in force; free is the default, pro the highest."""
-    return await apply_tiers(deps, TIERS)
+    applied: Rules = await apply_tiers(deps, TIERS)
+    return applied
+
+
+@pytest.fixture
+async def empty_url(copy_of: Any) -> AsyncIterator[str]:
+    """The address of a database without a table."""
+    async with copy_of("template1") as url:
+        yield url
 
 
 @pytest.fixture
@@ -330,3 +342,81 @@ async def test_the_look_for_what_is_over_uses_its_index(deps: Deps, rules: Rules
             "EXPLAIN " + statement("worker", "due_subscriptions"), days(1), None, None, 100
         )
     assert "idx_subscriptions_due" in "\n".join(row[0] for row in plan)
+
+
+async def stats(deps: Deps) -> list[tuple[Any, ...]]:
+    return await rows(
+        deps,
+        "SELECT months_subscribed, total_revenue, highest_tier_reached FROM user_lifetime_stats",
+    )
+
+
+async def test_what_stretches_come_to_is_stored_when_it_changes_and_once_a_day(
+    deps: Deps, put: Any
+):
+    await put(START)
+    await put(START, tier="pro", revenue=Decimal(5))
+    assert await store_subscribed(deps.database, at=days(1), seconds_max=5) == 1
+    assert await stats(deps) == [(0, Decimal(5), "pro")]
+
+    await put(days(1), revenue=Decimal(7))
+    assert await store_subscribed(deps.database, at=days(1.1), seconds_max=5) == 1
+    assert await stats(deps) == [(0, Decimal(7), "pro")]
+
+    assert await store_subscribed(deps.database, at=days(1.5), seconds_max=5) == 0
+    assert await store_subscribed(deps.database, at=days(32), seconds_max=5) == 1
+    assert await stats(deps) == [(1, Decimal(7), "pro")]
+
+
+async def test_a_lifetime_has_its_months_as_of_when_it_is_asked_for(deps: Deps, put: Any):
+    await put(START, tier="pro", revenue=Decimal(5))
+    await deps.quota.record("user-1", "conversations", 1, now=days(1))
+    await deps.drain.run(seconds_max=5)
+    await fold_all(deps.database, seconds_max=5)
+
+    async with deps.database.connection() as connection:
+        found = await lifetime_of(connection, USER.id, at=days(62))
+
+    assert found is not None
+    assert (found["months_subscribed"], found["highest_tier_reached"]) == (2, "pro")
+    assert (found["total_revenue"], found["total_conversations"]) == (5, 1)
+
+
+async def test_what_stretches_come_to_is_stored_beside_folds(deps: Deps, put: Any):
+    await put(START, tier="pro")
+    for number in range(20):
+        await deps.quota.record("user-1", "conversations", 1, now=days(1), key=f"k-{number}")
+        await deps.drain.run(seconds_max=5)
+        await put(days(2), revenue=Decimal(number))
+        await asyncio.gather(
+            fold_all(deps.database, seconds_max=5),
+            store_subscribed(deps.database, at=days(3), seconds_max=5),
+        )
+
+    await store_subscribed(deps.database, at=days(3), seconds_max=5)
+    await fold_all(deps.database, seconds_max=5)
+    assert await stats(deps) == [(0, Decimal(19), "pro")]
+    assert await rows(deps, "SELECT total_conversations FROM user_lifetime_stats") == [(20,)]
+
+
+async def test_users_of_before_are_taken_for_made_on_their_tier(empty_url: str):
+    await upgrade(empty_url, "0004")
+    connection = await asyncpg.connect(empty_url)
+    await connection.execute(
+        """
+        INSERT INTO tiers (version, name, is_default, allowance_micro, thresholds) VALUES
+            (1, 'pro', false, 500, '{}'), (1, 'free', true, 20, '{}'), (1, 'plus', false, 90, '{}');
+        INSERT INTO users (id, tier, created_at) VALUES
+            (repeat('1', 32)::uuid, 'free', '2025-01-01Z'), (repeat('2', 32)::uuid, 'pro', '2025-01-02Z');
+        """
+    )
+
+    await upgrade(empty_url)
+
+    made = await connection.fetch(
+        "SELECT tier, started_at = '2025-01-02Z', status FROM subscriptions"
+    )
+    order = await connection.fetch("SELECT name FROM tiers ORDER BY position")
+    await connection.close()
+    assert [tuple(row) for row in made] == [("pro", True, "active")]
+    assert [name for (name,) in order] == ["free", "plus", "pro"]
