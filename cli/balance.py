@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from cli.options import AsJson, UserId, user_of
 from cli.output import Output, printable, table
 from cli.session import open_session, run
+from cli.subscription import subscription_line
 from quota.values import credits_of, instant_text
+from service.subscriptions import stretches_of
+from service.users import find_user
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +28,7 @@ EXAMPLES = (
 
 
 def command(user: UserId, *, as_json: AsJson = False) -> None:
-    """Show a user's credits, grants in burn order, and every limit with what is left of it."""
+    """Show a user's day on the tier, credits, grants in burn order, and what is left of every limit."""
     run(_balance(Output(as_json=as_json), user_of(user)))
 
 
@@ -34,10 +37,20 @@ async def _balance(output: Output, user: User) -> None:
         await session.rules()  # without tiers there is nothing to look up
         async with session.quota() as quota:
             balance = await quota.balance(user.text)
+        async with session.database.session() as transaction:
+            row = await find_user(transaction, user)
+            *_, running = await stretches_of(transaction, row)
+        subscription = running.as_dict(timezone=row.timezone, at=await session.now())
+    lines = {
+        "user": printable(user.text),
+        "tier": balance.tier,
+        **subscription_line(subscription),
+        "credits": f"{balance.credits:f}",
+        "overage": f"{balance.overage:f}",
+    }
     output.result(
-        {"user": user.text, **balance.as_dict()},
-        f"user     {printable(user.text)}\ntier     {balance.tier}\n"
-        f"credits  {balance.credits:f}\noverage  {balance.overage:f}\n",
+        {"user": user.text, **balance.as_dict(), "subscription": subscription},
+        "".join(f"{name:13} {value}\n" for name, value in lines.items()),
         _grants_table(balance),
         _limits_table(balance),
     )

@@ -46,7 +46,8 @@ _COMMANDS = {
     "quarantine": ("cli.quarantine", "Show what could not be applied, and put it back."),
     "verify": ("cli.verify", "Compare every figure with the records that it comes from."),
     "rebuild": ("cli.rebuild", "Count days, months and lifetimes anew, from the log of usage."),
-    "user": ("cli.user", "Make a user, or change a tier or calendar."),
+    "user": ("cli.user", "Make, change or show a user: tier, how long it lasts, calendar."),
+    "adoption": ("cli.adoption", "Show how many users have used each feature, and since when."),
     "chaos": ("cli.chaos", "Kill and pause real processes under load, and count what is lost."),
     "replay": ("cli.replay", "Run scenario files on real servers, and compare."),
 }

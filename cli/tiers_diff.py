@@ -30,11 +30,19 @@ def changes(before: Rules | None, after: Rules) -> list[Change]:
     """Every entry of which *before* and *after* say different things, as the new file orders it."""
     old, new = {} if before is None else _entries(before), _entries(after)
     paths = [*new, *(path for path in old if path not in new)]
-    return [
+    found = [
         Change(path, old.get(path), new.get(path))
         for path in paths
         if old.get(path) != new.get(path)
     ]
+    return [*found, *_order(before, after)]
+
+
+def _order(before: Rules | None, after: Rules) -> list[Change]:
+    """Tiers that change places: which of two is the higher one is their order in the file."""
+    old = [] if before is None else [name for name in before.tiers if name in after.tiers]
+    new = [name for name in after.tiers if name in old]
+    return [] if old == new else [Change("tiers", ", ".join(old), ", ".join(new))]
 
 
 def _entries(rules: Rules) -> dict[str, str]:

@@ -35,7 +35,7 @@ EXAMPLES = (
 )
 _DIFFERENT = 1
 # Figures in micro-credits, which are shown as credits.
-_CREDITS = ("credit_grants.", "credit_entries.", "users.", "credits.", "holds.")
+_CREDITS = ("credit_grants.", "credit_entries.", "users.overage", "credits.", "holds.")
 
 
 def command(
@@ -51,8 +51,9 @@ def command(
     """Rebuild every derived figure from the records of usage and credits, and list the differences.
 
     Counters, windows and totals are counted from usage, refunds and open holds; what is left of
-    grants and overage is added up from credit entries; days, months and lifetimes are counted anew, and
-    undone unless they are to be repaired. It can be run while everything else does.
+    grants and overage is added up from credit entries; the tier is that of the running subscription; days,
+    months and lifetimes are counted anew, and undone unless they are to be repaired. It can be run while
+    everything else does.
 
     Exits with 0 when all figures are right or were repaired, with 1 when some are not.
     """

@@ -18,6 +18,7 @@ from models.rollups import (
     UserUsageFeature,
 )
 from models.rules import CreditPrice, OutagePolicy, TierLimit, TierVersion
+from models.subscriptions import Subscription, SubscriptionEvent
 from models.usage import FeatureUsage, UsageCounter, UsageKey, UsageLog, UsageWindow
 from models.usage_log import QuarantinedRecord, StaleUser, UsageShard
 from models.users import User
@@ -34,6 +35,8 @@ __all__ = [
     "SQLModel",
     "StaleRollup",
     "StaleUser",
+    "Subscription",
+    "SubscriptionEvent",
     "TierLimit",
     "TierVersion",
     "UsageCounter",

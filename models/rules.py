@@ -12,7 +12,10 @@ from models.columns import bigint, instant, label
 
 
 class TierVersion(SQLModel, table=True):
-    """A tier under one version of the rules; the highest version is in force (seed 002)."""
+    """A tier under one version of the rules; the highest version is in force (seed 002).
+
+    `position` is its place in the file, from 0: tiers stand there in rising order.
+    """
 
     __tablename__ = "tiers"
 
@@ -28,6 +31,9 @@ class TierVersion(SQLModel, table=True):
     allowance_every: str | None = Field(default=None, sa_column=label())
     thresholds: list[int] = Field(sa_column=Column(ARRAY(SmallInteger), nullable=False))
     applied_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
+    position: int = Field(
+        default=0, sa_column=Column(SmallInteger, nullable=False, server_default=text("0"))
+    )
 
 
 class TierLimit(SQLModel, table=True):

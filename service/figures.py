@@ -44,8 +44,8 @@ class Figures:
         user_id: UUID,
         figure: str,
         of: str | None,
-        stored: int | datetime | None,
-        expected: int | datetime,
+        stored: int | datetime | str | None,
+        expected: int | datetime | str,
         *,
         mendable: bool = True,
     ) -> bool:

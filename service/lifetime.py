@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from service.database import statement
+from service.subscribed import subscribed_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +32,8 @@ async def lifetime_of(
 ) -> dict[str, Any] | None:
     """The columns of the user's row, with `milestones`, as of *at*; None: nothing was folded of the user.
 
-    A streak is over when the user did nothing yesterday either, in the user's own time zone. It is as new as
-    the last fold (`service.rollups.rollup_lag`).
+    A streak is over when the user did nothing yesterday either, in the user's own time zone. Months subscribed,
+    revenue and highest tier are counted now; the rest is as new as the last fold (`service.rollups.rollup_lag`).
     """
     row = await connection.fetchrow(statement("service", "lifetime"), user_id)
     if row is None:
@@ -41,6 +43,9 @@ async def lifetime_of(
     ends_on = found.pop("streak_ends_on")
     if ends_on is None or ends_on < today - timedelta(days=1):
         found["current_streak"] = 0
+    subscribed = (await subscribed_of(connection, [user_id], at=at)).get(user_id)
+    if subscribed is not None:
+        found |= asdict(subscribed)
     found["milestones"] = {
         name: [mark for mark in marks if mark <= found[name]] for name, marks in MILESTONES.items()
     }

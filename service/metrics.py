@@ -150,6 +150,11 @@ class Metrics:
             "For how long what waits longest to be summed up has waited",
             registry=registry,
         )
+        self.subscriptions_expired = Counter(
+            "allotment_subscriptions_expired",
+            "Stretches on a tier that ended because their time was over",
+            registry=registry,
+        )
         self.tallies = Tallies()
         registry.register(self.tallies)
 

@@ -121,9 +121,10 @@ async def publish_shard(redis: Client, shard: ShardKeys, rules: Rules) -> None:
 
 
 def _same(one: Rules, other: Rules) -> bool:
-    return (one.default_tier, one.tiers, one.prices, one.on_outage) == (
+    """Whether they say the same; the order of tiers tells which is the higher one (`service.subscribed`)."""
+    return (one.default_tier, list(one.tiers.items()), one.prices, one.on_outage) == (
         other.default_tier,
-        other.tiers,
+        list(other.tiers.items()),
         other.prices,
         other.on_outage,
     )
@@ -150,7 +151,7 @@ async def refuse_orphans(session: AsyncSession, rules: Rules) -> None:
 
 def _rows(rules: Rules, version: int, *, applied_at: datetime) -> list[Any]:
     rows: list[Any] = []
-    for tier in rules.tiers.values():
+    for place, tier in enumerate(rules.tiers.values()):
         rows.append(
             TierVersion(
                 version=version,
@@ -161,6 +162,7 @@ def _rows(rules: Rules, version: int, *, applied_at: datetime) -> list[Any]:
                 allowance_every=tier.allowance.every if tier.allowance else None,
                 thresholds=list(tier.thresholds),
                 applied_at=applied_at,
+                position=place,
             )
         )
         for feature, limits in tier.limits.items():
@@ -220,7 +222,8 @@ async def _rules_in(session: AsyncSession) -> Rules | None:
     version: int | None = (await session.exec(select(func.max(TierVersion.version)))).one()
     if version is None:
         return None
-    tiers = (await session.exec(select(TierVersion).where(TierVersion.version == version))).all()
+    found = select(TierVersion).where(TierVersion.version == version)
+    tiers = (await session.exec(found.order_by(col(TierVersion.position)))).all()
     limits = await session.exec(
         select(TierLimit)
         .where(TierLimit.version == version)

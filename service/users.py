@@ -16,14 +16,17 @@ from service.changes import LATE_GRACE_MS
 from service.database import driver_of
 from service.instants import check_instant
 from service.recount import hold_shard_of, recount_user
+from service.stretches import change_stretch
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from decimal import Decimal
 
     from sqlmodel.ext.asyncio.session import AsyncSession
 
     from quota.rules import Rules
     from quota.values import User as UserId
+    from service.stretches import Until
 
 __all__ = ["find_user", "mark_stale", "provision_user", "put_user"]
 
@@ -31,12 +34,16 @@ __all__ = ["find_user", "mark_stale", "provision_user", "put_user"]
 async def provision_user(
     session: AsyncSession, user: UserId, rules: Rules, *, at: datetime
 ) -> None:
-    """Make *user* on the default tier, anchored at *at*, unless there is one."""
+    """Make *user* on the default tier at *at*, its anchor, unless there is one.
+
+    There is no subscription then: without one, a user has been on its tier since it was made.
+    """
     fields = {
         "id": user.id,
         "external_id": user.external_id,
         "tier": rules.default_tier,
         "anchor": at,
+        "created_at": at,
     }
     await session.exec(insert(User).values(**fields).on_conflict_do_nothing())
 
@@ -64,6 +71,8 @@ async def put_user(
     timezone: str | None = None,
     anchor: datetime | None = None,
     cycle_months: int | None = None,
+    until: Until | None = None,
+    revenue: Decimal | None = None,
     grace_ms: int = LATE_GRACE_MS,
 ) -> User:
     """Make or change *user* at *at* (None: PostgreSQL's now); what is None stays as it is.
@@ -71,6 +80,7 @@ async def put_user(
     What was used stays used, in the new periods and of the new tier's allowance. A user who is in
     use is changed by `service.moves.move_user`, while it stands still: what waits in the log would be
     charged by the new tier otherwise. What came late up to *grace_ms* after the end of a period counts there.
+    *until* and *revenue* are of the stretch on the tier, see `service.stretches.change_stretch`.
 
     Raises:
         InvalidValueError: a value was refused; its field is named.
@@ -93,6 +103,16 @@ async def put_user(
         session.add(
             StaleRollup(user_id=found.id)
         )  # every day and month of the user begins elsewhere
+    await change_stretch(
+        session,
+        found,
+        tier_before=before.get("tier", found.tier),
+        default_tier=rules.default_tier,
+        tier=tier,
+        until=until,
+        revenue=revenue,
+        at=at,
+    )
     if any(before[name] != value for name, value in changes.items() if name != "tier"):
         await session.flush()
         await recount_user(session, found, at=at, grace_ms=grace_ms)

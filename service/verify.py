@@ -1,10 +1,10 @@
 """Rebuilds every derived figure from what is not derived, and says which are not as they should be.
 
 Usage is in `usage_logs`, `usage_refunds` and `holds`, credits in `credit_entries`; counters, windows, totals
-and balances are derived from them. A user's figures are read in one snapshot, so what is applied meanwhile is
-in all of them or in none. Each batch of users has a snapshot of its own: one over all of them would keep
-PostgreSQL from tidying up for as long as it takes. Not rebuilt: when overage was last set, what was used
-beyond an allowance that became smaller, and when a window was opened.
+and balances are derived from them, and the tier from `subscriptions`. A user's figures are read in one
+snapshot, so what is applied meanwhile is in all of them or in none. Each batch of users has a snapshot of its
+own: one over all of them would keep PostgreSQL from tidying up for as long as it takes. Not rebuilt: when
+overage was last set, what was used beyond an allowance that became smaller, and when a window was opened.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from service.figures import Figures
 from service.recount import hold_shard_of
 from service.users import mark_stale
 from service.verify_credits import compare_credits
+from service.verify_subscriptions import compare_subscriptions
 from service.verify_usage import STATEMENT_S_MAX, compare_usage, uses_of
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class Verifier:
                 at_ms=instant_ms(at), grace_ms=self.grace_ms,
             )  # fmt: skip
             await compare_credits(connection, users, uses, figures, at=at)
+            await compare_subscriptions(connection, users, figures)
         return rows, figures
 
     def _groups(self, figures: Figures) -> list[list[UUID]]:

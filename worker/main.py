@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from service.jobs import QUARANTINE_JOB, RECORD_USAGE, deserialize_job, serialize_job
 from worker.deps import SOCKET_TIMEOUT_S, Deps, open_deps
+from worker.expiring import expire_subscriptions
 from worker.jobs import (
     drain_log,
     fold_usage,
@@ -40,7 +41,7 @@ _STOP_SECONDS_MAX = 8  # for running jobs at SIGTERM; supervisors kill after 10
 _CLOSE_SECONDS_MAX = 1  # for arq's own good-bye to Redis
 _CANCEL_AGAIN_S = 0.5
 _RETRY_S = 1  # before jobs run again after Redis was away
-_TICKS_AT_ONCE = 5
+_TICKS_AT_ONCE = 6  # one of each kind
 _POLL_DELAY_S = 0.1
 _TRIES_MAX = 1_000_000  # a job is given up by a person, not by a number
 _EXPIRES_MS = 28 * 24 * 3600 * 1000  # a job may wait as long as an outage lasts
@@ -173,6 +174,8 @@ def _ticks_worker(deps: Deps) -> Worker:
         cron(tidy_logs, second={15, 45}, unique=False),
         # Behind the tidying, so that a round finds few other jobs at its side.
         cron(reconcile_users, second={5, 20, 35, 50}, unique=False),
+        # Where nothing is over, a look at an empty index.
+        cron(expire_subscriptions, second=set(range(8, 60, 10)), unique=False),
         cron(keep_partitions, hour={0, 6, 12, 18}, minute=7, run_at_startup=True, unique=False),
     ]
     return _arq_worker(

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 # Each command is a process that begins with the imports done: they take longer than all the rest.
 FORKER = """
 import json, os, sys
-import cli.balance, cli.grant, cli.main, cli.migrate, cli.quarantine, cli.rebuild, cli.reconcile, cli.refund
+import cli.adoption, cli.balance, cli.grant, cli.main, cli.migrate, cli.quarantine, cli.rebuild, cli.reconcile, cli.refund
 import cli.reset, cli.tiers, cli.user, cli.verify, cli.void
 for line in sys.stdin:
     ask = json.loads(line)
@@ -393,8 +393,58 @@ def test_a_user_is_made_and_changed_field_by_field(with_tiers):
     balance = with_tiers("balance", "u", "--json").answer
 
     assert (made["tier"], made["timezone"], made["cycle_months"]) == ("free", "Europe/Berlin", 1)
-    assert moved == {**made, "tier": "pro", "cycle_months": 12}
+    assert {**moved, "subscription": None} == {
+        **made, "tier": "pro", "cycle_months": 12, "subscription": None
+    }  # fmt: skip
     assert balance["limits"]["image/day"]["max"] == 1000
+
+
+def test_a_tier_with_an_end_is_shown_day_by_day_and_told_twice_counts_once(with_tiers):
+    words = ["user", "set", "u", "--tier", "pro", "--until", "2199-12-31", "--revenue", "9.99"]
+
+    first, again = with_tiers(*words, "--json").answer, with_tiers(*words, "--json").answer
+    shown = with_tiers("user", "show", "u", "--json").answer
+    balance = with_tiers("balance", "u", "--json").answer
+
+    assert first == again
+    running = first["subscription"]
+    assert (running["tier"], running["status"], running["revenue"]) == ("pro", "active", "9.99")
+    assert running["ends_at"] == "2200-01-01T00:00:00Z"
+    assert (running["day"], running["days"] - running["days_remaining"]) == (1, 1)
+    assert shown["history"] == [running]
+    assert balance["subscription"] == running
+    assert (shown["total_revenue"], shown["highest_tier_reached"]) == ("9.99", "pro")
+    line = f"day 1 of {running['days']}, {running['days_remaining']} remaining"
+    assert line in with_tiers("user", "show", "u").out
+    assert line in with_tiers("balance", "u").out
+
+
+def test_a_user_that_is_not_there_can_not_be_shown(with_tiers):
+    assert with_tiers("user", "show", "u", "--json").error["field"] == "user"
+
+
+async def test_the_adoption_of_features_is_shown(with_tiers, redis_url, prefix):
+    nothing = with_tiers("adoption")
+    with_tiers("user", "set", "u", "--tier", "pro")
+    with_tiers("balance", "u")  # brings the user into Redis, where no worker runs to do it
+    async with Quota.from_url(redis_url, prefix=prefix) as quota:
+        await quota.record("u", "image", 4)
+    with_tiers("grant", "u", "1")  # applies the log
+
+    every = with_tiers("adoption", "--json").answer
+    one = with_tiers("adoption", "image", "--days", "7", "--json").answer
+
+    assert "nothing was used yet" in nothing.out
+    [found] = every["features"]
+    assert (found["feature"], found["users"], found["share"], found["units"]) == (
+        "image",
+        1,
+        1.0,
+        4,
+    )
+    assert (one["days"], one["tiers"]["pro"]["users"]) == (7, 1)
+    assert "image" in with_tiers("adoption").out
+    assert "pro" in with_tiers("adoption", "image").out
 
 
 @pytest.mark.parametrize(
@@ -411,6 +461,14 @@ def test_a_user_is_made_and_changed_field_by_field(with_tiers):
         (["grant", "u", "5", "--every", "year"], "every"),
         (["grant", "u", "5", "--min-rollover", "2", "--max-rollover", "1"], "min_rollover"),
         (["grant", "u", "5", "--max-rollover", "-1"], "max_rollover"),
+        (["user", "set", "u", "--until", "2199-12-31"], "until"),  # the default tier has no end
+        (["user", "set", "u", "--tier", "pro", "--until", "2001-01-01"], "until"),
+        (["user", "set", "u", "--tier", "pro", "--until", "2199-02-30"], "until"),
+        (["user", "set", "u", "--tier", "pro", "--until", "soon"], "until"),
+        (["user", "set", "u", "--revenue", "9.999"], "revenue"),
+        (["user", "set", "u", "--revenue", "-1"], "revenue"),
+        (["adoption", "No Feature"], "feature"),
+        (["adoption", "--days", "0"], "days"),
         (["user", "set", "u", "--anchor", "1960-01-01T00:00:00Z"], "anchor"),
         (["user", "set", "u", "--anchor", "9999-01-01T00:00:00Z"], "anchor"),
         (["grant", b"\xff\xfe", "5"], "user"),

@@ -83,6 +83,23 @@ async def test_the_same_rules_again_are_no_new_version(deps: Deps, apply_tiers: 
     assert (await apply_tiers(deps, EVERYTHING)).version == first.version + 2
 
 
+async def test_the_order_of_tiers_comes_back_and_another_one_is_a_new_version(
+    deps: Deps, apply_tiers: ApplyTiers
+):
+    limits = {"limits": {"*": {"max": 1, "per": "day"}}}
+    first = await apply_tiers(deps, {"default_tier": "z", "tiers": {"z": limits, "a": limits}})
+    stored = await stored_rules(deps.database)
+    assert stored is not None
+    assert [*stored.tiers] == ["z", "a"]
+
+    other = await apply_tiers(deps, {"default_tier": "z", "tiers": {"a": limits, "z": limits}})
+
+    stored = await stored_rules(deps.database)
+    assert stored is not None
+    assert [*stored.tiers] == ["a", "z"]
+    assert other.version == first.version + 1
+
+
 async def test_what_an_outage_allows_is_part_of_the_rules(deps: Deps, apply_tiers: ApplyTiers):
     first = await apply_tiers(deps, EVERYTHING)
 

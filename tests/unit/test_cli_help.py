@@ -12,7 +12,8 @@ from cli.main import run
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
     ["up"], ["serve"], ["worker"], ["migrate"], ["tiers"], ["tiers", "apply"], ["tiers", "show"],
-    ["grant"], ["balance"], ["explain"], ["user"], ["user", "set"], ["replay"], ["demo"], ["verify"], ["chaos"],
+    ["grant"], ["balance"], ["explain"], ["user"], ["user", "set"], ["user", "show"],
+    ["adoption"], ["replay"], ["demo"], ["verify"], ["chaos"],
     ["reconcile"], ["quarantine"], ["quarantine", "ls"], ["quarantine", "show"], ["quarantine", "retry"],
 ]  # fmt: skip
 

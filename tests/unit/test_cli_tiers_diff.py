@@ -70,6 +70,15 @@ def test_what_is_gone_comes_last():
     assert Change("tiers.pro.limits.*/month", "unlimited", None) in found[1:]
 
 
+def test_tiers_that_change_places_are_a_change_and_a_new_one_between_them_is_none():
+    pro, free = DOCUMENT["tiers"]["pro"], DOCUMENT["tiers"]["free"]
+    reordered = rules(tiers={"pro": pro, "free": free})
+    between = rules(tiers={"free": free, "plus": pro, "pro": pro})
+
+    assert changes(rules(), reordered) == [Change("tiers", "free, pro", "pro, free")]
+    assert "tiers" not in {change.path for change in changes(rules(), between)}
+
+
 def test_what_an_outage_allows_is_named_where_it_is_written():
     one = {"policy": "allow", "max": 7}
     found = changes(rules(), rules(features__image__on_outage=one, tiers__free__on_outage="allow"))
