@@ -3,6 +3,7 @@
 from sqlmodel import SQLModel
 
 from models.credits import CreditEntry, CreditGrant, Hold, UsageRefund
+from models.legacy import LegacyFeatureUsage
 from models.rules import CreditPrice, OutagePolicy, TierLimit, TierVersion
 from models.usage import FeatureUsage, UsageCounter, UsageKey, UsageLog, UsageWindow
 from models.usage_log import QuarantinedRecord, StaleUser, UsageShard
@@ -14,6 +15,7 @@ __all__ = [
     "CreditPrice",
     "FeatureUsage",
     "Hold",
+    "LegacyFeatureUsage",
     "OutagePolicy",
     "QuarantinedRecord",
     "SQLModel",

@@ -1,0 +1,88 @@
+"""Bring over the rows of a legacy `user_feature_usage` table and `feature_usage` view or table (seed 004).
+
+Batch by batch, each a transaction of its own, with the place up to which was read: who dies goes on from there.
+Nobody who reads the legacy relations waits; writes to them are refused from the first row on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import context, op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0008"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+FUNCTIONS = (
+    "legacy_json_of",
+    "legacy_number_of",
+    "legacy_instant_of",
+    "legacy_user_of",
+    "legacy_refuse_writes",
+    "legacy_read",
+    "legacy_settle",
+)
+# A second's work each, so that no lock and no snapshot is kept for longer.
+READ = sa.text("SELECT more, rows, share FROM allotment_legacy.read(250)")
+SETTLE = sa.text("SELECT more, rows, share FROM allotment_legacy.settle(20000)")
+
+
+def upgrade() -> None:
+    """Make the table of what was brought over, and bring it over, where there is anything."""
+    op.create_table(
+        "legacy_feature_usage",
+        sa.Column("user_id", sa.Uuid(), nullable=False),
+        sa.Column("feature", sa.Text(), nullable=False),
+        sa.Column("units", sa.BigInteger(), nullable=False),
+        sa.Column("last_used", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("metadata", JSONB(), nullable=True),
+        sa.PrimaryKeyConstraint("user_id", "feature"),
+        sa.CheckConstraint("units BETWEEN 0 AND 9007199254740991", name="legacy_units_bounded"),
+        if_not_exists=True,  # by a run that did not come to its end
+    )
+    op.execute(statement("legacy_begin"))
+    for name in FUNCTIONS:
+        op.execute(where_legacy(statement(name)))
+    op.execute(statement("legacy_sources"))
+    if context.is_offline_mode():
+        op.execute(statement("legacy_all"))
+    else:
+        bring_over()
+    op.execute(statement("legacy_end"))
+
+
+def downgrade() -> None:
+    """Bring the legacy rows back, with what was used since."""
+    op.execute(statement("legacy_give_back"))
+    op.drop_table("legacy_feature_usage")
+
+
+def bring_over() -> None:
+    """Read and settle every batch; whoever migrates is told how far it is."""
+    if op.get_bind().scalar(sa.text("SELECT to_regclass('allotment_legacy.sources')")) is None:
+        return  # and all of this revision is one transaction
+    tell = context.config.attributes.get("tell")
+    with op.get_context().autocommit_block():
+        for step, call in (("reading legacy rows", READ), ("counting legacy rows", SETTLE)):
+            more = True
+            while more:
+                more, rows, share = op.get_bind().execute(call).one()
+                if tell is not None:
+                    tell(step, rows, share)
+
+
+def where_legacy(function: str) -> str:
+    """Return a statement that makes *function* where there are legacy rows: it lives in their schema."""
+    return (
+        "DO $where_legacy$ BEGIN IF to_regclass('allotment_legacy.sources') IS NOT NULL THEN EXECUTE $function$"
+        f"{function}$function$; END IF; END $where_legacy$"
+    )
+
+
+def statement(name: str) -> str:
+    """Return the SQL in alembic/sql/NAME.sql."""
+    return (Path(__file__).parents[1] / "sql" / f"{name}.sql").read_text(encoding="utf-8")
