@@ -85,9 +85,7 @@ async def online(url: str) -> None:
 def offline() -> None:
     """Print the statements instead of running them (``alembic upgrade head --sql``)."""
     # Any other style of parameters would have each % doubled.
-    configure(
-        dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, literal_binds=True
-    )
+    configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, literal_binds=True)
     context.execute(LOCK_TIMEOUT)
     with context.begin_transaction():
         context.run_migrations()

@@ -31,6 +31,7 @@ __all__ = [
     "TableInUseError",
     "current",
     "downgrade",
+    "newest",
     "printed",
     "require_current",
     "upgrade",
@@ -102,10 +103,16 @@ async def current(url: str) -> str | None:
     return revision
 
 
+async def newest() -> str | None:
+    """Return the revision that this checkout was made for."""
+    scripts = await asyncio.to_thread(ScriptDirectory.from_config, Config(toml_file=_PYPROJECT))
+    return scripts.get_current_head()
+
+
 async def require_current(database_url: str) -> None:
     """Do nothing if the schema is the one of this checkout; raises OutdatedDatabaseError."""
     found = await current(database_url)
-    scripts = await asyncio.to_thread(ScriptDirectory.from_config, _config(database_url))
+    scripts = await asyncio.to_thread(ScriptDirectory.from_config, Config(toml_file=_PYPROJECT))
     needed = scripts.get_current_head()
     if found == needed:
         return
@@ -150,7 +157,8 @@ async def _migrate(
 
 def _message(error: DBAPIError) -> str:
     """What PostgreSQL said, without the statement that it said it to."""
-    return str(error.orig.__cause__ or error.orig).splitlines()[0]
+    said = error.orig.__cause__ if error.orig is not None else None
+    return str(said or error.orig).splitlines()[0]
 
 
 def _run_alone(run: Callable[[Config, str], None], config: Config, revision: str) -> None:

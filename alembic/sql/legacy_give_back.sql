@@ -69,9 +69,11 @@ BEGIN
             concat_ws(', ',
                 format('%1$I = greatest(0, t.%1$I::text::numeric + s.units)::%2$s', source.count_column,
                        types ->> source.count_column),
-                format('%1$I = greatest(t.%1$I, %2$s)', source.last_column, last_used),
-                format('%1$I = coalesce(s.metadata::text::%2$s, t.%1$I)', source.metadata_column,
-                       types ->> source.metadata_column)));
+                CASE WHEN last_used IS NOT NULL THEN
+                    format('%1$I = greatest(t.%1$I, %2$s)', source.last_column, last_used) END,
+                CASE WHEN source.metadata_column IS NOT NULL THEN
+                    format('%1$I = coalesce(s.metadata::text::%2$s, t.%1$I)', source.metadata_column,
+                           types ->> source.metadata_column) END));
         names := concat_ws(', ', quote_ident(source.person_column), quote_ident(source.feature_column),
                            quote_ident(source.count_column));
         given := concat_ws(', ', format('s.name::%s, s.feature::%s, s.units::%s', types ->> source.person_column,

@@ -6,16 +6,14 @@ DECLARE
     found record;
     taken record;
 BEGIN
-    IF to_regclass(format('%I.user_feature_usage', here)) IS NOT NULL THEN
-        FOR taken IN
-            SELECT i.relname AS name FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
-            WHERE x.indrelid = to_regclass(format('%I.user_feature_usage', here))
-              AND i.relname IN ('legacy_feature_usage_pkey', 'legacy_uq_feature_usage_user_feature',
-                                'legacy_idx_feature_usage_user_id', 'legacy_idx_feature_usage_name')
-        LOOP
-            EXECUTE format('ALTER INDEX %I.%I RENAME TO %I', here, taken.name, substr(taken.name, length('legacy_') + 1));
-        END LOOP;
-    END IF;
+    FOR taken IN
+        SELECT c.relname::text AS name FROM pg_class c
+        WHERE c.relnamespace = to_regnamespace(quote_ident(here)) AND c.relkind IN ('i', 'I')
+          AND c.relname IN ('legacy_feature_usage_pkey', 'legacy_uq_feature_usage_user_feature',
+                            'legacy_idx_feature_usage_user_id', 'legacy_idx_feature_usage_name')
+    LOOP
+        EXECUTE format('ALTER INDEX %I.%I RENAME TO %I', here, taken.name, substr(taken.name, length('legacy_') + 1));
+    END LOOP;
     IF to_regclass('allotment_legacy.put_aside') IS NULL THEN
         RETURN;
     END IF;

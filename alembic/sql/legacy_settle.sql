@@ -43,13 +43,14 @@ BEGIN
     SELECT DISTINCT b.user_id FROM legacy_feature_usage b JOIN users u ON u.id = b.user_id
     WHERE (b.user_id, b.feature) > (first_user, first_feature) AND (b.user_id, b.feature) <= (last.user_id, last.feature);
     INSERT INTO users (id, external_id, tier)
-    SELECT DISTINCT ON (b.user_id) b.user_id, p.external_id,
+    SELECT n.user_id, (SELECT p.external_id FROM allotment_legacy.people p WHERE p.id = n.user_id LIMIT 1),
            coalesce((SELECT t.name FROM tiers t WHERE t.is_default ORDER BY t.version DESC LIMIT 1), 'free')
-    FROM legacy_feature_usage b
-    LEFT JOIN allotment_legacy.people p ON p.id = b.user_id
-    WHERE (b.user_id, b.feature) > (first_user, first_feature) AND (b.user_id, b.feature) <= (last.user_id, last.feature)
-      AND NOT EXISTS (SELECT FROM users u WHERE u.id = b.user_id)
-    ORDER BY b.user_id
+    FROM (
+        SELECT DISTINCT b.user_id FROM legacy_feature_usage b
+        WHERE (b.user_id, b.feature) > (first_user, first_feature) AND (b.user_id, b.feature) <= (last.user_id, last.feature)
+          AND NOT EXISTS (SELECT FROM users u WHERE u.id = b.user_id)
+    ) n
+    ORDER BY n.user_id
     ON CONFLICT (id) DO NOTHING;
     INSERT INTO feature_usage AS f (user_id, feature_name, metadata, usage_count, last_used, sync_status, last_synced_at)
     SELECT b.user_id, b.feature, b.metadata, b.units, b.last_used, 'synced', now()
