@@ -31,6 +31,7 @@ __all__ = [
     "TableInUseError",
     "current",
     "downgrade",
+    "is_ours",
     "newest",
     "printed",
     "require_current",
@@ -105,18 +106,20 @@ async def current(url: str) -> str | None:
 
 async def newest() -> str | None:
     """Return the revision that this checkout was made for."""
-    scripts = await asyncio.to_thread(ScriptDirectory.from_config, Config(toml_file=_PYPROJECT))
-    return scripts.get_current_head()
+    return (await _scripts()).get_current_head()
+
+
+async def is_ours(revision: str) -> bool:
+    """Return whether *revision* is this checkout's, or one before it."""
+    return revision in {script.revision for script in (await _scripts()).walk_revisions()}
 
 
 async def require_current(database_url: str) -> None:
     """Do nothing if the schema is the one of this checkout; raises OutdatedDatabaseError."""
-    found = await current(database_url)
-    scripts = await asyncio.to_thread(ScriptDirectory.from_config, Config(toml_file=_PYPROJECT))
-    needed = scripts.get_current_head()
+    found, needed = await current(database_url), await newest()
     if found == needed:
         return
-    if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+    if found is not None and not await is_ours(found):
         raise OutdatedDatabaseError(
             f"database is at {found}, which is newer than this version, made for {needed}: "
             "start the newer version"
@@ -124,6 +127,10 @@ async def require_current(database_url: str) -> None:
     raise OutdatedDatabaseError(
         f"database is at {found or 'nothing'}, this version needs {needed}: run `allotment migrate`"
     )
+
+
+async def _scripts() -> ScriptDirectory:
+    return await asyncio.to_thread(ScriptDirectory.from_config, Config(toml_file=_PYPROJECT))
 
 
 async def _migrate(

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from models import SQLModel
 from service.database import statement
-from service.migrations import MigrationError, current, newest
+from service.migrations import MigrationError, current, is_ours, newest
 from service.urls import parse_database_url, sqlalchemy_url
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ _KINDS = {
     "m": "materialized view",
     "f": "foreign table",
 }
-# One of each has to be there for rows to be read; alembic/sql/legacy_sources.sql has the same names.
+# One of each has to be there for rows to be read; alembic/sql/0008/sources.sql has the same names.
 _READ = (
     ("user_id", "profile_id"),
     ("feature_name", "feature_type", "feature", "feature_id"),
@@ -99,6 +99,9 @@ async def check_schema(url: str) -> Checked:
     finally:
         await engine.dispose()
     known = {one.name for one in legacy}
+    if revision is not None and not await is_ours(revision):
+        note = f"at {revision}, which is not of this version: another application's, or a newer one"
+        legacy.insert(0, Finding("table", "alembic_version", CONFLICT, note))
     return Checked(revision, needed, [*legacy, *(one for one in tables if one.name not in known)])
 
 
@@ -108,7 +111,8 @@ async def require_room(url: str) -> None:
     Raises:
         MigrationError: something has a name of ours, and is not ours.
     """
-    if await current(url) is None:
+    revision = await current(url)
+    if revision is None or not await is_ours(revision):
         conflicts = (await check_schema(url)).of(CONFLICT)
         if conflicts:
             names = ", ".join(f"{one.kind} {one.name} ({one.note})" for one in conflicts)
@@ -130,11 +134,11 @@ def _legacy(found: Sequence[Any], *, migrated: bool) -> Iterator[Finding]:
             yield Finding(kind, name, LEGACY, f"`allotment migrate` brings {rows} over")
 
 
-def _tables(connection: Connection, migrated: bool) -> list[Finding]:  # noqa: FBT001  run_sync passes no names
+def _tables(connection: Connection, migrated: bool) -> list[Finding]:
     """The tables of the models and all that belongs to them."""
     if not migrated:
         return list(_not_made(connection))
-    options = {"compare_type": True, "include_name": _is_ours}
+    options = {"compare_type": True, "include_name": _is_compared}
     context = MigrationContext.configure(connection, opts=options)
     findings = {name: Finding("table", name, PRESENT) for name in sorted(SQLModel.metadata.tables)}
     for one in _differences(compare_metadata(context, SQLModel.metadata)):
@@ -156,7 +160,7 @@ def _not_made(connection: Connection) -> Iterator[Finding]:
             yield Finding("table", name, MISSING)
 
 
-def _is_ours(name: str | None, kind: str, parents: Any) -> bool:
+def _is_compared(name: str | None, kind: str, parents: Any) -> bool:
     """Whether *name* is compared: what a customer has beside our tables is none of our business."""
     table = name if kind == "table" else parents.get("table_name", name)
     return table is None or table in SQLModel.metadata.tables or kind == "schema"

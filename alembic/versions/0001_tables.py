@@ -20,7 +20,7 @@ UPDATED = {"fillfactor": 70}
 
 def upgrade() -> None:
     """Make every table; a legacy `feature_usage` is put aside, and 0008 brings its rows over (seed 004)."""
-    op.execute(statement("legacy_put_aside"))
+    op.execute(statement("put_aside"))
     make_users()
     make_rules()
     make_usage_logs()
@@ -51,12 +51,14 @@ def downgrade() -> None:
         "users",
     ):
         op.drop_table(table)
-    op.execute(statement("legacy_put_back"))
+    op.execute(statement("put_back"))
 
 
 def statement(name: str) -> str:
-    """Return the SQL in alembic/sql/NAME.sql."""
-    return (Path(__file__).parents[1] / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+    """Return the SQL in alembic/sql/0001/NAME.sql."""
+    return (Path(__file__).parents[1] / "sql" / revision / f"{name}.sql").read_text(
+        encoding="utf-8"
+    )
 
 
 def make_users() -> None:

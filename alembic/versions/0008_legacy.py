@@ -21,21 +21,24 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+SQL = Path(__file__).parents[1] / "sql" / revision
+
 FUNCTIONS = (
-    "legacy_json_of",
-    "legacy_number_of",
-    "legacy_instant_of",
-    "legacy_user_of",
-    "legacy_refuse_writes",
-    "legacy_read",
-    "legacy_settle",
-    "legacy_again",
+    "json_of",
+    "number_of",
+    "instant_of",
+    "user_of",
+    "refuse_writes",
+    "read",
+    "settle",
+    "again",
 )
 # A second's work each, so that no lock and no snapshot is kept for longer.
 READ = sa.text("SELECT more, rows, share FROM allotment_legacy.read(250)")
 BLOCKS_MAX = 1_000
 SOURCES_OF_TEXT = sa.text(
-    "SELECT relation::text, quote_ident(person_column), pg_relation_size(relation) / current_setting('block_size')::bigint"
+    "SELECT relation::text, quote_ident(person_column),"
+    " pg_relation_size(relation) / current_setting('block_size')::bigint"
     " FROM allotment_legacy.sources WHERE person_is_text"
 )
 ADD_PEOPLE = sa.text(
@@ -59,20 +62,20 @@ def upgrade() -> None:
         sa.CheckConstraint("units BETWEEN 0 AND 9007199254740991", name="legacy_units_bounded"),
         if_not_exists=True,  # by a run that did not come to its end
     )
-    op.execute(statement("legacy_begin"))
+    op.execute(statement("begin"))
     for name in FUNCTIONS:
         op.execute(where_legacy(statement(name)))
-    op.execute(statement("legacy_sources"))
+    op.execute(statement("sources"))
     if context.is_offline_mode():
-        op.execute(statement("legacy_all"))
+        op.execute(statement("all"))
     else:
         bring_over()
-    op.execute(statement("legacy_end"))
+    op.execute(statement("end"))
 
 
 def downgrade() -> None:
     """Bring the legacy rows back, with what was used since."""
-    op.execute(statement("legacy_give_back"))
+    op.execute(statement("give_back"))
     op.drop_table("legacy_feature_usage")
 
 
@@ -92,7 +95,7 @@ def bring_over() -> None:
 
 
 def know_people() -> None:
-    """Make the ids of users known by a text: SHA-1 takes PostgreSQL a hundred times as long (legacy_user_of)."""
+    """Make the ids of users known by a text: SHA-1 takes PostgreSQL a hundred times as long (user_of.sql)."""
     connection = op.get_bind()
     for relation, column, blocks in connection.execute(SOURCES_OF_TEXT).all():
         names = sa.text(
@@ -123,5 +126,5 @@ def where_legacy(function: str) -> str:
 
 
 def statement(name: str) -> str:
-    """Return the SQL in alembic/sql/NAME.sql."""
-    return (Path(__file__).parents[1] / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+    """Return the SQL in alembic/sql/0008/NAME.sql."""
+    return (SQL / f"{name}.sql").read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ from service.database import Database
 from service.legacy import compare_legacy, legacy_brought_over
 from service.loading import DatabaseLoader
 from service.migrations import MigrationError, current, downgrade, printed, require_current, upgrade
+from service.quarantine import REFUSED, Quarantined, Retrier
 from service.schema_check import CONFLICT, LEGACY, MISSING, check_schema, require_room
 from service.tiers import apply_rules
 from service.urls import sqlalchemy_url
@@ -85,7 +86,7 @@ FORMS = {
         OF_000,
     ),
 }
-ROWS = 30_000  # of two batches and more
+ROWS = 20_000  # of two batches and more
 MANY = f"""
     CREATE TABLE user_feature_usage (
         id bigserial PRIMARY KEY, user_id text, feature_name text, usage_count bigint, last_used timestamp,
@@ -93,7 +94,7 @@ MANY = f"""
     );
     INSERT INTO user_feature_usage (user_id, feature_name, usage_count, last_used, metadata)
     SELECT 'user-' || n / 10, 'feature_' || n % 5, n % 7, '2025-01-01'::timestamp + n * interval '1 s',
-           json_build_object('n', n, 'text', repeat('x', 60))
+           json_build_object('n', n, 'text', repeat('x', 150))
     FROM generate_series(1, {ROWS}) n;
 """
 COUNTED = "SELECT count(*), sum(usage_count) FROM feature_usage"
@@ -477,6 +478,14 @@ async def test_a_check_tells_what_is_legacy_what_is_missing_and_what_is_in_the_w
         await upgrade(legacy_url)
 
 
+async def test_the_version_table_of_another_application_is_in_the_way(legacy_url, connection):
+    await connection.execute("CREATE TABLE alembic_version (version_num varchar(32))")
+    await connection.execute("INSERT INTO alembic_version VALUES ('010')")
+
+    with pytest.raises(MigrationError, match=r"alembic_version \(at 010, which is not of this"):
+        await require_room(legacy_url)
+
+
 async def test_a_check_finds_what_was_dropped_or_changed_since(legacy_url, connection):
     await upgrade(legacy_url)
     await connection.execute(
@@ -529,6 +538,24 @@ async def test_legacy_use_counts_in_lifetime_limits_and_tiers_come_afterwards(
     assert first.allowed
     assert second.code == "limit_exceeded"
     assert second.limit == 100
+
+
+async def test_a_legacy_row_that_is_kept_aside_can_not_be_retried_and_keeps_its_reason(
+    deps: Deps, database_url, connection
+):
+    row = await connection.fetchrow(
+        """
+        INSERT INTO quarantined_records (source, place, raw, reason)
+        VALUES ('legacy:user_feature_usage', '(0,1)', '{}', 'user_id is null') RETURNING *
+        """
+    )
+    async with Quota(deps.redis, prefix=deps.keys.prefix, shards=deps.settings.shards) as quota:
+        tried = await Retrier(deps.database, deps.redis, deps.keys, quota).retry(
+            Quarantined(**dict(row))
+        )
+
+    assert (tried.outcome, tried.reason) == (REFUSED, "user_id is null")
+    assert await connection.fetchval("SELECT reason FROM quarantined_records") == "user_id is null"
 
 
 async def test_the_first_tiers_take_users_of_legacy_rows_whatever_they_are_called(
@@ -584,7 +611,8 @@ def test_the_commands_check_migrate_list_and_verify(bad_rows, commands):
     assert commands("migrate", "--verify")[1]["equal"]
     code, listed = commands("quarantine", "ls")
     assert listed["total"] == 15
-    assert listed["records"][0]["reason"] == "user_id is null"
+    [first, *_] = listed["records"]
+    assert first["reason"] == "user_id is null"
 
 
 def test_a_verification_tells_what_differs(bad_rows, commands, legacy_url):

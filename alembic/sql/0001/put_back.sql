@@ -1,4 +1,4 @@
--- legacy_put_back: when no table of ours is left, give `feature_usage` back its name, and indexes theirs.
+-- put_back: when no table of ours is left, give `feature_usage` back its name, and indexes theirs.
 -- What was used and has no legacy row to go to stays, in allotment_legacy.uses_since.
 DO $put_back$
 DECLARE

@@ -1,4 +1,4 @@
--- legacy_read: bring over the rows in the next blocks of a legacy relation, and say how far that is.
+-- read: bring over the rows in the next blocks of a legacy relation, and say how far that is.
 -- $1 bigint: so many blocks   more: whether there is anything left to read   rows: read so far   share: of all blocks
 -- A call is a transaction, or part of one: rows and the place up to which they were read are kept together, so a crash
 -- repeats or loses none.  Rows of a user and feature add up; metadata is that of the latest use that has any.
@@ -52,7 +52,7 @@ BEGIN
                 WHEN r.person IS NULL THEN r.person_column || ' is null'
                 WHEN r.user_id IS NULL THEN r.person_column || ': expected 1 to 200 characters, no control characters'
                 WHEN r.feature IS NULL THEN r.feature_column || ' is null'
-                WHEN r.feature !~ '^[a-z][a-z0-9_.:-]{0,99}$' THEN
+                WHEN r.feature COLLATE "C" !~ '^[a-z][a-z0-9_.:-]{0,99}$' THEN
                     r.feature_column || $$: expected 1 to 100 of a-z, 0-9, '_', '.', ':', '-', beginning with a letter$$
                 WHEN NOT r.count_given THEN r.count_column || ' is null'
                 WHEN r.counted IS NULL OR r.counted <> trunc(r.counted) THEN r.count_column || ' is not a whole number'

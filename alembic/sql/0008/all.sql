@@ -1,4 +1,4 @@
--- legacy_all: all of it in one transaction, for those who run the printed SQL; alembic takes it batch by batch.
+-- all: all of it in one transaction, for those who run the printed SQL; alembic takes it batch by batch.
 DO $all$
 DECLARE
     more boolean := true;

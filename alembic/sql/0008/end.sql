@@ -1,4 +1,4 @@
--- legacy_end: see that every row was read, and take `user_feature_usage` out of the way.
+-- end: see that every row was read, and take `user_feature_usage` out of the way.
 DO $end$
 DECLARE
     here CONSTANT text := current_schema();

@@ -1,4 +1,4 @@
--- legacy_sources: say which legacy relations are read, and how their columns are; from here on they are not written to.
+-- sources: say which legacy relations are read, and how their columns are; from here on they are not written to.
 -- What a downgrade had no legacy row for (uses_since) is read too.  A view of the other relation has no rows of its own; of any other view, or partitioned table, a copy is read.
 -- Names and types are what is found in the wild: an instant without a zone is UTC, a user is a uuid or any text.
 DO $sources$

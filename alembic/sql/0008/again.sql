@@ -1,4 +1,4 @@
--- legacy_again: the rows of the legacy relations as they are read, for whoever compares them with what was brought over.
+-- again: the rows of the legacy relations as they are read, for whoever compares them with what was brought over.
 -- set_aside: in quarantined_records
 CREATE OR REPLACE FUNCTION allotment_legacy.again()
 RETURNS TABLE (source text, set_aside boolean, user_id uuid, feature text, units numeric) LANGUAGE plpgsql AS $again$

@@ -1,4 +1,4 @@
--- legacy_begin: make the place where the bringing over of legacy rows keeps its books, where there are any.
+-- begin: make the place where the bringing over of legacy rows keeps its books, where there are any.
 -- put_aside: what 0001 moved   sources: what is read, how far, and what came of it   people: ids of users by their texts
 -- progress: the step, and in the last one the last row that was settled   returned: what a downgrade gave back
 DO $begin$

@@ -1,4 +1,4 @@
--- legacy_user_of: the id of the user whom the application calls so: a UUIDv5 (RFC 9562), as quota.values.parse_user_id.
+-- user_of: the id of the user whom the application calls so: a UUIDv5 (RFC 9562), as quota.values.parse_user_id.
 -- SHA-1 is in no PostgreSQL without an extension, so it is here, as in FIPS 180-4.
 CREATE OR REPLACE FUNCTION allotment_legacy.user_of(name text) RETURNS uuid LANGUAGE plpgsql IMMUTABLE STRICT AS $user_of$
 DECLARE

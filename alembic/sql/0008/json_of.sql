@@ -1,4 +1,4 @@
--- legacy_json_of: a text as JSON, null if it is none that PostgreSQL can keep.
+-- json_of: a text as JSON, null if it is none that PostgreSQL can keep.
 CREATE OR REPLACE FUNCTION allotment_legacy.json_of(given text) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE AS $json_of$
 BEGIN
     RETURN nullif(given, '')::jsonb;

@@ -1,4 +1,4 @@
--- legacy_put_aside: before any table of ours is made, take what has the name `feature_usage` out of the way (seed 004).
+-- put_aside: before any table of ours is made, take what has the name `feature_usage` out of the way (seed 004).
 -- A view, or a table of seed 000's form, moves as it is, with its rows, indexes, grants and dependents, to the
 -- schema allotment_legacy, from which 0008 brings its rows over.  Names of indexes of ours that
 -- others have taken get `legacy_` before them.  Where there is neither, nothing is done.

@@ -1,4 +1,4 @@
--- legacy_give_back: bring the old structure back, its rows with what was used since, and take what it had out of ours.
+-- give_back: bring the old structure back, its rows with what was used since, and take what it had out of ours.
 -- What was used goes to the latest row of its user and feature, or to a new one; where the legacy relation takes
 -- neither (it is a view, or asks for columns that nobody knows), it stays in allotment_legacy.uses_since.
 -- A legacy `feature_usage` has its name back when 0001 is taken back: until then the name is ours.
