@@ -32,6 +32,10 @@ _COMMANDS = {
     "serve": ("cli.serve", "Answer HTTP: is it alive, is it ready, what does it count."),
     "worker": ("cli.worker", "Apply the usage log to PostgreSQL, and load users."),
     "migrate": ("cli.migrate", "Bring the database to the schema of this version."),
+    "check-schema": (
+        "cli.check_schema",
+        "Say what of the schema is there, missing, or in the way.",
+    ),
     "tiers": ("cli.tiers", "Show tiers, limits and prices, or put those of a file in force."),
     "grant": ("cli.grant", "Give a user credits."),
     "void": ("cli.void", "End a grant: what is left of it is gone."),

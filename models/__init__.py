@@ -3,6 +3,7 @@
 from sqlmodel import SQLModel
 
 from models.credits import CreditEntry, CreditGrant, Hold, UsageRefund
+from models.legacy import LegacyFeatureUsage
 from models.rollups import (
     RollupState,
     StaleRollup,
@@ -29,6 +30,7 @@ __all__ = [
     "CreditPrice",
     "FeatureUsage",
     "Hold",
+    "LegacyFeatureUsage",
     "OutagePolicy",
     "QuarantinedRecord",
     "RollupState",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,17 @@ from service.urls import parse_database_url, sqlalchemy_url
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Tell = Callable[[str, int, float], object]  # what is done, rows so far, share of all
+
 __all__ = [
     "MigrationError",
     "OutdatedDatabaseError",
     "TableInUseError",
     "current",
     "downgrade",
+    "is_ours",
+    "newest",
+    "printed",
     "require_current",
     "upgrade",
 ]
@@ -36,6 +42,7 @@ _PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"  # [tool.alembic] says
 _TRIES_MAX = 5
 _PAUSE_S = 1.0  # for whoever holds the table, and for those that waited behind us
 _LOCK_NOT_AVAILABLE = "55P03"
+_REFUSED = "AL001"  # raised by SQL of ours, with what a person can do
 
 _alembic_is_free = threading.Lock()  # alembic keeps what it is doing in globals of the process
 
@@ -52,14 +59,32 @@ class TableInUseError(MigrationError):
     """Somebody else held a table that a migration changes, each time that it was tried."""
 
 
-async def upgrade(url: str, revision: str = "head", *, tries_max: int = _TRIES_MAX) -> None:
+async def upgrade(
+    url: str, revision: str = "head", *, tries_max: int = _TRIES_MAX, tell: Tell | None = None
+) -> None:
     """Bring the database at *url* up to *revision*; waits for a migration that already runs.
 
-    Each migration is a transaction of its own. One that does not get a lock within two seconds
-    gives up, so that nobody has to wait behind it, and is tried again. Cancelling does not stop
-    the migration that runs. Raises TableInUseError.
+    Each migration is a transaction of its own, but for one that brings over rows of a legacy table in many. One
+    that does not get a lock within two seconds gives up, so that nobody has to wait behind it, and
+    is tried again. *tell* is told, in another thread, how far that with many rows is. Cancelling does
+    not stop the migration that runs.
+
+    Raises:
+        TableInUseError, MigrationError
     """
-    await _migrate(command.upgrade, url=url, revision=revision, tries_max=tries_max)
+    await _migrate(command.upgrade, url=url, revision=revision, tries_max=tries_max, tell=tell)
+
+
+async def printed(*, since: str | None) -> str:
+    """The SQL that brings a database from *since* (None: an empty one) to the schema of this checkout."""
+
+    def run(config: Config, revisions: str) -> None:
+        command.upgrade(config, revisions, sql=True)
+
+    buffer = StringIO()
+    config = Config(toml_file=_PYPROJECT, output_buffer=buffer)
+    await asyncio.to_thread(_run_alone, run, config, f"{since or 'base'}:head")
+    return buffer.getvalue()
 
 
 async def downgrade(url: str, revision: str, *, tries_max: int = _TRIES_MAX) -> None:
@@ -79,14 +104,22 @@ async def current(url: str) -> str | None:
     return revision
 
 
+async def newest() -> str | None:
+    """Return the revision that this checkout was made for."""
+    return (await _scripts()).get_current_head()
+
+
+async def is_ours(revision: str) -> bool:
+    """Return whether *revision* is this checkout's, or one before it."""
+    return revision in {script.revision for script in (await _scripts()).walk_revisions()}
+
+
 async def require_current(database_url: str) -> None:
     """Do nothing if the schema is the one of this checkout; raises OutdatedDatabaseError."""
-    found = await current(database_url)
-    scripts = await asyncio.to_thread(ScriptDirectory.from_config, _config(database_url))
-    needed = scripts.get_current_head()
+    found, needed = await current(database_url), await newest()
     if found == needed:
         return
-    if found is not None and found not in {script.revision for script in scripts.walk_revisions()}:
+    if found is not None and not await is_ours(found):
         raise OutdatedDatabaseError(
             f"database is at {found}, which is newer than this version, made for {needed}: "
             "start the newer version"
@@ -96,15 +129,28 @@ async def require_current(database_url: str) -> None:
     )
 
 
+async def _scripts() -> ScriptDirectory:
+    return await asyncio.to_thread(ScriptDirectory.from_config, Config(toml_file=_PYPROJECT))
+
+
 async def _migrate(
-    run: Callable[[Config, str], None], *, url: str, revision: str, tries_max: int
+    run: Callable[[Config, str], None],
+    *,
+    url: str,
+    revision: str,
+    tries_max: int,
+    tell: Tell | None = None,
 ) -> None:
     config = _config(url)
+    config.attributes["tell"] = tell
     for tries_left in reversed(range(tries_max)):
         try:
             await asyncio.to_thread(_run_alone, run, config, revision)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            state = getattr(error.orig, "sqlstate", None)
+            if state == _REFUSED:
+                raise MigrationError(_message(error)) from error
+            if state != _LOCK_NOT_AVAILABLE:
                 raise
             if not tries_left:
                 raise TableInUseError(
@@ -114,6 +160,12 @@ async def _migrate(
         else:
             return
         await asyncio.sleep(_PAUSE_S)
+
+
+def _message(error: DBAPIError) -> str:
+    """What PostgreSQL said, without the statement that it said it to."""
+    said = error.orig.__cause__ if error.orig is not None else None
+    return str(said or error.orig).splitlines()[0]
 
 
 def _run_alone(run: Callable[[Config, str], None], config: Config, revision: str) -> None:

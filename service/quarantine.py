@@ -39,6 +39,7 @@ RECORDED = "recorded"
 ALREADY = "already there"  # by an earlier try, or because its producer sent it again
 REFUSED = "refused"
 _LOG = "log:"  # how the source of what was read from a shard's log begins
+_LEGACY = "legacy:"  # and of a row of a legacy table, which is no use of anything
 _NOTHING = msgspec.Raw(b"null")
 _REASON_CHARS_MAX = 2_000
 _decode_line = msgspec.json.Decoder(Line).decode
@@ -131,6 +132,8 @@ class Retrier:
         return RECORDED
 
     async def _record_job(self, row: Quarantined) -> str:
+        if row.source.startswith(_LEGACY):
+            raise ValueError(row.reason)
         job = deserialize_job(row.raw)
         if job["f"] != RECORD_USAGE:
             raise ValueError(job["k"].get("reason", f"no record: {job['f'][:80]!r}"))

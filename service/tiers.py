@@ -11,7 +11,7 @@ import tomllib
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from sqlmodel import col, func, select
+from sqlmodel import col, func, select, update
 
 from models import CreditPrice, OutagePolicy, TierLimit, TierVersion, User
 from quota.allowance import allowance_changes
@@ -76,6 +76,10 @@ async def apply_rules(database: Database, rules: Rules, *, at: datetime | None =
         stored = await _rules_in(session)
         if stored is not None and _same(stored, rules):
             return stored
+        if stored is None:
+            # Who came before there were any tiers, with legacy rows, is on the default one.
+            newcomers = update(User).where(col(User.tier).not_in(list(rules.tiers)))
+            await session.exec(newcomers.values(tier=rules.default_tier))
         await refuse_orphans(session, rules)
         version = 1 if stored is None else stored.version + 1
         applied_at_ms = instant_ms(at or (await session.exec(select(func.now()))).one())

@@ -1,10 +1,10 @@
 """Rebuilds every derived figure from what is not derived, and says which are not as they should be.
 
-Usage is in `usage_logs`, `usage_refunds` and `holds`, credits in `credit_entries`; counters, windows, totals
-and balances are derived from them, and the tier from `subscriptions`. A user's figures are read in one
-snapshot, so what is applied meanwhile is in all of them or in none. Each batch of users has a snapshot of its
-own: one over all of them would keep PostgreSQL from tidying up for as long as it takes. Not rebuilt: when
-overage was last set, what was used beyond an allowance that became smaller, and when a window was opened.
+Usage is in `usage_logs`, `usage_refunds`, `holds` and `legacy_feature_usage`, credits in `credit_entries`;
+counters, windows, totals and balances are derived from them, and the tier from `subscriptions`. A user's figures
+are read in one snapshot, so what is applied meanwhile is in all of them or in none. Each batch of users has a
+snapshot of its own: one over all of them would keep PostgreSQL from tidying up for as long as it takes. Not rebuilt:
+when overage was last set, what was used beyond an allowance that became smaller, and when a window was opened.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What users used, counted anew from the log of usage, its refunds and open holds.
+"""What users used, counted anew from the log of usage, its refunds, open holds, and what legacy rows had.
 
 A counter is compared for the period that its row says: of those before, the row says nothing.
 """
@@ -37,16 +37,21 @@ Key = tuple["UUID", str]  # a user and a feature
 
 @dataclass(slots=True)
 class Uses:
-    """What users used: rows of `verify_uses`, and rows of open holds."""
+    """What users used: rows of `verify_uses`, of `verify_legacy`, and of open holds."""
 
     logged: dict[Key, Any] = field(default_factory=dict)
+    legacy: dict[Key, Any] = field(default_factory=dict)
     held: dict[Key, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
+    def used(self, key: Key) -> int:
+        """Units that were used, ever."""
+        rows = [found[key] for found in (self.logged, self.legacy) if key in found]
+        return sum(row["units"] for row in rows)
+
     def units(self, key: Key) -> int:
-        """Units of a lifetime."""
-        logged: int = self.logged[key]["units"] if key in self.logged else 0
+        """Units of a lifetime: used or held."""
         held: int = sum(row["amount"] for row in self.held.get(key, ()))
-        return logged + held
+        return self.used(key) + held
 
     def last_ms(self, key: Key) -> int | None:
         """When the feature was used or reserved last."""
@@ -87,6 +92,8 @@ async def uses_of(connection: asyncpg.Connection[Any], user_ids: Sequence[UUID])
     uses = Uses()
     for row in await _fetch(connection, "verify_uses", user_ids):
         uses.logged[row["user_id"], row["feature"]] = row
+    for row in await _fetch(connection, "verify_legacy", user_ids):
+        uses.legacy[row["user_id"], row["feature"]] = row
     for row in await _fetch(connection, "load_holds", user_ids):
         uses.held[row["user_id"], row["feature"]].append(row)
     return uses
@@ -113,13 +120,13 @@ async def _compare_totals(
 ) -> None:
     rows = await _fetch(connection, "verify_feature_usage", list(users))
     stored = {(row["user_id"], row["feature"]): row for row in rows}
-    for key in {**stored, **uses.logged}:
+    for key in {**stored, **uses.logged, **uses.legacy}:
         row: Any = stored.get(key)
-        used: Any = uses.logged.get(key)
-        units = 0 if used is None else used["units"]
+        units = uses.used(key)
+        known = [found[key] for found in (uses.logged, uses.legacy) if key in found] or [row]
         count = None if row is None else row["usage_count"]
         wrong = figures.compare(key[0], "feature_usage.usage_count", key[1], count, units)
-        last_used = (used or row)["last_used"]
+        last_used = max(one["last_used"] for one in known)
         if row is not None and row["last_used"] < last_used:
             wrong = figures.compare(
                 key[0], "feature_usage.last_used", key[1], row["last_used"], last_used
@@ -140,7 +147,7 @@ async def _compare_counters(
     rows = await _fetch(connection, "load_counters", list(users))
     stored = {(row["user_id"], row["feature"]): row for row in rows}
     counters = []
-    for key in {**stored, **uses.logged, **uses.held}:
+    for key in {**stored, **uses.logged, **uses.legacy, **uses.held}:
         counter = _Counter(key, _calendar(users[key[0]]), stored.get(key), uses.last_ms(key))
         counter.bounds = {per: _bounds_to_compare(counter, per, at_ms=at_ms) for per in PERIODS}
         counters.append(counter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,7 +19,8 @@ UPDATED = {"fillfactor": 70}
 
 
 def upgrade() -> None:
-    """Make every table."""
+    """Make every table; a legacy `feature_usage` is put aside, and 0008 brings its rows over (seed 004)."""
+    op.execute(statement("put_aside"))
     make_users()
     make_rules()
     make_usage_logs()
@@ -31,7 +33,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop every table; the partitions of usage_logs go with it."""
+    """Drop every table; the partitions of usage_logs go with it, and a legacy `feature_usage` comes back."""
     for table in (
         "stale_users",
         "quarantined_records",
@@ -49,6 +51,14 @@ def downgrade() -> None:
         "users",
     ):
         op.drop_table(table)
+    op.execute(statement("put_back"))
+
+
+def statement(name: str) -> str:
+    """Return the SQL in alembic/sql/0001/NAME.sql."""
+    return (Path(__file__).parents[1] / "sql" / revision / f"{name}.sql").read_text(
+        encoding="utf-8"
+    )
 
 
 def make_users() -> None:

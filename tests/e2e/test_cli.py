@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[2]
 # Each command is a process that begins with the imports done: they take longer than all the rest.
 FORKER = """
 import json, os, sys
-import cli.adoption, cli.balance, cli.grant, cli.main, cli.migrate, cli.quarantine, cli.rebuild, cli.reconcile, cli.refund
-import cli.reset, cli.tiers, cli.user, cli.verify, cli.void
+import cli.adoption, cli.balance, cli.grant, cli.main, cli.migrate, cli.quarantine, cli.rebuild, cli.reconcile
+import cli.refund, cli.reset, cli.tiers, cli.user, cli.verify, cli.void
 for line in sys.stdin:
     ask = json.loads(line)
     if not (child := os.fork()):

@@ -531,7 +531,7 @@ async def test_the_job_folds_and_tells_how_far_behind_it_is(on_open_tiers: Deps)
         deps, "INSERT INTO usage_runs (records, users, ids, instants) VALUES (1, '{}', '{}', '{}')"
     )
     assert await fold_usage({"deps": deps}) == 0  # a run whose rows are lost
-    assert value("allotment_rollup_lag_seconds") > 0
+    assert (value("allotment_rollup_lag_seconds") or 0) > 0
 
 
 async def test_a_zone_that_postgresql_does_not_know_is_utc(on_open_tiers: Deps):

@@ -11,9 +11,9 @@ from cli.main import run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [
-    ["up"], ["serve"], ["worker"], ["migrate"], ["tiers"], ["tiers", "apply"], ["tiers", "show"],
+    ["up"], ["serve"], ["worker"], ["migrate"], ["check-schema"], ["tiers"], ["tiers", "apply"], ["tiers", "show"],
     ["grant"], ["balance"], ["explain"], ["user"], ["user", "set"], ["user", "show"],
-    ["adoption"], ["replay"], ["demo"], ["verify"], ["chaos"],
+    ["adoption"], ["rebuild"], ["replay"], ["demo"], ["verify"], ["chaos"],
     ["reconcile"], ["quarantine"], ["quarantine", "ls"], ["quarantine", "show"], ["quarantine", "retry"],
 ]  # fmt: skip
 

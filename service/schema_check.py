@@ -1,0 +1,188 @@
+"""Compares a database with the schema of this checkout: what is there, what is missing, what is in the way (seed 004).
+
+Nothing is changed, and no table is locked for longer than its definition is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Constraint, Index, pool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from models import SQLModel
+from service.database import statement
+from service.migrations import MigrationError, current, is_ours, newest
+from service.urls import parse_database_url, sqlalchemy_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sqlalchemy import Connection
+
+__all__ = [
+    "CONFLICT",
+    "LEGACY",
+    "MISSING",
+    "PRESENT",
+    "Checked",
+    "Finding",
+    "check_schema",
+    "require_room",
+]
+
+PRESENT = "present"
+MISSING = "missing"
+CONFLICT = "conflict"  # in the way, or of another form
+LEGACY = "legacy"  # in the way, and `allotment migrate` brings it over
+_KINDS = {
+    "r": "table",
+    "p": "partitioned table",
+    "v": "view",
+    "m": "materialized view",
+    "f": "foreign table",
+}
+# One of each has to be there for rows to be read; alembic/sql/0008/sources.sql has the same names.
+_READ = (
+    ("user_id", "profile_id"),
+    ("feature_name", "feature_type", "feature", "feature_id"),
+    ("usage_count", "current_usage", "used", "count"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A table, column, index or constraint, and its state; *note* says what to do, or what differs."""
+
+    kind: str
+    name: str
+    state: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found in a database at *revision*, None for one that was never migrated."""
+
+    revision: str | None
+    needed: str | None
+    findings: Sequence[Finding]
+
+    @property
+    def ready(self) -> bool:
+        """Whether this version can work with it."""
+        return self.revision == self.needed and not self.of(MISSING, CONFLICT, LEGACY)
+
+    def of(self, *states: str) -> list[Finding]:
+        """The findings of these states."""
+        return [one for one in self.findings if one.state in states]
+
+
+async def check_schema(url: str) -> Checked:
+    """Compare the database at *url* with the models and the newest migration."""
+    revision, needed = await current(url), await newest()
+    connection = await asyncpg.connect(parse_database_url(url))
+    try:
+        found = await connection.fetch(statement("service", "legacy_found"))
+    finally:
+        await connection.close()
+    # Of a database that is current, it is somebody's own.
+    legacy = [] if revision == needed else list(_legacy(found, migrated=revision is not None))
+    engine = create_async_engine(sqlalchemy_url(parse_database_url(url)), poolclass=pool.NullPool)
+    try:
+        async with engine.connect() as opened:
+            tables = await opened.run_sync(_tables, revision is not None)
+    finally:
+        await engine.dispose()
+    known = {one.name for one in legacy}
+    if revision is not None and not await is_ours(revision):
+        note = f"at {revision}, which is not of this version: another application's, or a newer one"
+        legacy.insert(0, Finding("table", "alembic_version", CONFLICT, note))
+    return Checked(revision, needed, [*legacy, *(one for one in tables if one.name not in known)])
+
+
+async def require_room(url: str) -> None:
+    """Do nothing if the tables can be made at *url*, or have been.
+
+    Raises:
+        MigrationError: something has a name of ours, and is not ours.
+    """
+    revision = await current(url)
+    if revision is None or not await is_ours(revision):
+        conflicts = (await check_schema(url)).of(CONFLICT)
+        if conflicts:
+            names = ", ".join(f"{one.kind} {one.name} ({one.note})" for one in conflicts)
+            raise MigrationError(f"in the way of the tables of Allotment: {names}")
+
+
+def _legacy(found: Sequence[Any], *, migrated: bool) -> Iterator[Finding]:
+    for row in found:
+        name, kind = row["name"], _KINDS[row["kind"]]
+        if migrated and name == "feature_usage" and row["kind"] == "r":
+            continue  # ours
+        lacking = [" or ".join(names) for names in _READ if not {*names} & {*row["columns"]}]
+        if lacking:
+            yield Finding(
+                kind, name, CONFLICT, f"cannot be brought over without {', '.join(lacking)}"
+            )
+        else:
+            rows = f"about {row['rows']:,} rows" if row["rows"] >= 0 else "its rows"
+            yield Finding(kind, name, LEGACY, f"`allotment migrate` brings {rows} over")
+
+
+def _tables(connection: Connection, migrated: bool) -> list[Finding]:
+    """The tables of the models and all that belongs to them."""
+    if not migrated:
+        return list(_not_made(connection))
+    options = {"compare_type": True, "include_name": _is_compared}
+    context = MigrationContext.configure(connection, opts=options)
+    findings = {name: Finding("table", name, PRESENT) for name in sorted(SQLModel.metadata.tables)}
+    for one in _differences(compare_metadata(context, SQLModel.metadata)):
+        findings[f"{one.kind} {one.name}" if one.name not in findings else one.name] = one
+    return list(findings.values())
+
+
+def _not_made(connection: Connection) -> Iterator[Finding]:
+    """Each table is missing, unless its name is taken."""
+    taken = connection.exec_driver_sql(
+        "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(current_schema()))"
+    )
+    names = {row.relname for row in taken}
+    for name in sorted(SQLModel.metadata.tables):
+        if name in names:
+            note = "not made by Allotment: rename it, or use another database"
+            yield Finding("relation", name, CONFLICT, note)
+        else:
+            yield Finding("table", name, MISSING)
+
+
+def _is_compared(name: str | None, kind: str, parents: Any) -> bool:
+    """Whether *name* is compared: what a customer has beside our tables is none of our business."""
+    table = name if kind == "table" else parents.get("table_name", name)
+    return table is None or table in SQLModel.metadata.tables or kind == "schema"
+
+
+def _differences(differences: Sequence[Any]) -> Iterator[Finding]:
+    """What alembic found, but for what there is more of than needed."""
+    for one in differences:
+        if isinstance(one, list):  # of a column, several at once
+            yield from (_modified(each) for each in one)
+            continue
+        what, item = one[0], one[-1]
+        if what == "add_table":
+            yield Finding("table", item.name, MISSING)
+        elif what == "add_column":
+            yield Finding("column", f"{one[2]}.{item.name}", MISSING)
+        elif what.startswith("add_") and isinstance(item, Index | Constraint):
+            table = item.table.name if item.table is not None else ""
+            yield Finding(what.removeprefix("add_"), f"{table}.{item.name}", MISSING)
+
+
+def _modified(one: Any) -> Finding:
+    what, _, table, column, _, found, wanted = one
+    note = f"{what.removeprefix('modify_')} is {found}, needs {wanted}"
+    return Finding("column", f"{table}.{column}", CONFLICT, note)
