@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from bench.admitting import admit_concurrent, admit_vs_ping, memory_per_key, redis_time
+from bench.analytics import analytics_queries
 from bench.applying import apply_vs_copy
 from bench.burning import burn_over_many_grants
 from bench.end_to_end import end_to_end_vs_naive, reconcile_vs_without
@@ -39,11 +40,22 @@ def main(words: Sequence[str] | None = None) -> None:
     size.add_argument(
         "--smoke", action="store_true", help="to see that it runs: no number means a thing"
     )
+    size.add_argument(
+        "--analytics",
+        nargs="?",
+        const=10_000_000,
+        type=int,
+        metavar="RECORDS",
+        help="the named queries alone, over so many logged records (10 million, in a quarter of an hour)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     given = parser.parse_args(words)
     forget_environment()
-    scale = QUICK if given.quick else SMOKE if given.smoke else FULL
-    numbers = rounded(asyncio.run(measure(scale)))
+    if given.analytics is None:
+        numbers = asyncio.run(measure(QUICK if given.quick else SMOKE if given.smoke else FULL))
+    else:
+        numbers = asyncio.run(measure_analytics(given.analytics))
+    numbers = rounded(numbers)
     if given.json:
         print(json.dumps(numbers))
     else:
@@ -82,6 +94,14 @@ async def measure(scale: Scale) -> Numbers:
             status.update("loading users")
             numbers |= await cold_loads(stage, scale)
     return numbers | {"seconds": time.perf_counter() - started}
+
+
+async def measure_analytics(records: int) -> Numbers:
+    """The named queries, by their keys; a hundred records a user."""
+    with Console(stderr=True).status("starting servers") as status:
+        return await analytics_queries(
+            records=records, users=max(1, records // 100), tell=status.update
+        )
 
 
 def _loop_ms() -> float:

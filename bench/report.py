@@ -50,6 +50,20 @@ ROWS = (
     Row("cold_load_10k_ms", "… with 10 000 lines not applied in the shard", "≤", 5),
     Row("cold_load_1m_ms", "… with a million", "≤", 100),
     Row("cold_load_first_1m_ms", "… the first of a process", ""),
+    Row("folded_per_second", "folded into days, months and lifetimes, records/s", ""),
+    *(
+        Row(f"query_{name}_ms", f"{what}, 30 days, ms", "≤", 50)
+        for name, what in (
+            ("history", "a user's last 100 records"),
+            ("credit_summary", "a user's credits"),
+            ("by_action", "… by action"),
+            ("by_format_and_quality", "… by format and quality"),
+            ("daily", "… by day"),
+            ("platform", "everybody's use by action"),
+            ("ranking", "the 20 users of most credits"),
+            ("weekly_trends", "everybody's use by week, 12 weeks"),
+        )
+    ),
 )
 
 
@@ -69,6 +83,8 @@ def show(numbers: Numbers, *, console: Console) -> None:
         met = ("yes" if row.met(measured) else "NO") if row.bound else ""
         table.add_row(row.what, f"{measured:,g}", wanted, met)
     console.print(table)
+    if "ping_us" not in numbers:
+        return
     console.print(
         f"This machine, meanwhile: PING {numbers['ping_us']:,.0f} µs, "
         f"COPY {numbers['copy_per_second']:,.0f} rows/s, "

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from bench.scale import Scale
     from worker.deps import Deps
 
-__all__ = ["Stage", "forget_environment", "open_stage"]
+__all__ = ["Stage", "forget_environment", "open_directory", "open_stage"]
 
 _GRANT = 1_000_000_000 * MICRO  # never used up
 _PROMO = 3 * MICRO  # used up soon: some records are paid by two grants
@@ -71,7 +71,7 @@ def forget_environment() -> None:
 @asynccontextmanager
 async def open_stage(scale: Scale) -> AsyncIterator[Stage]:
     """Start the servers and fill them; stop them and leave nothing behind."""
-    with _open_directory() as directory:
+    with open_directory() as directory:
         async with EmbeddedServers(directory / "servers") as servers:
             settings = load_settings(log_level="warning").served_by(
                 database_url=servers.database_url, redis_url=servers.redis_url
@@ -89,7 +89,7 @@ async def open_stage(scale: Scale) -> AsyncIterator[Stage]:
 
 
 @contextmanager
-def _open_directory() -> Iterator[Path]:
+def open_directory() -> Iterator[Path]:
     """A directory that PostgreSQL's own user may enter, as a private TMPDIR may be closed to it."""
     user = postgres_user()
     bases = [Path(tempfile.gettempdir()), Path("/var/tmp")]  # noqa: S108 - mkdtemp makes it ours
