@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Whoever waits for a lock on a table makes everybody after it wait too: at most this long.
 LOCK_TIMEOUT = "SET lock_timeout = '2s'"
+# A migration that fills feature_usage says when a feature was used last; else a trigger takes now for it.
+GIVES_LAST_USED = "SET allotment.gives_last_used = on"
 TRY_LOCK = text("SELECT pg_try_advisory_lock(1634495599, 1)")  # 'allo', migrations
 TRY_AGAIN_S = 0.1
 OTHER_MIGRATION_S_MAX = 600  # what may be running is a migration of a large table
@@ -78,6 +80,7 @@ async def online(url: str) -> None:
     async with engine.connect() as connection:
         await wait_for_other_migrations(connection)
         await connection.execute(text(LOCK_TIMEOUT))
+        await connection.execute(text(GIVES_LAST_USED))
         await connection.commit()
         await connection.run_sync(migrate)
 
@@ -86,6 +89,7 @@ def offline() -> None:
     """Print the statements instead of running them (``alembic upgrade head --sql``)."""
     configure(dialect_name="postgresql", literal_binds=True)
     context.execute(LOCK_TIMEOUT)
+    context.execute(GIVES_LAST_USED)
     with context.begin_transaction():
         context.run_migrations()
 

@@ -40,6 +40,8 @@ _USERS_MAX = 500  # in one snapshot
 _MENDED_MAX = 100  # users in one transaction, for which the worker of their shard waits
 # The plan for a batch must be made for that batch: a kept one was made while the tables were small.
 _PLAN_EACH_BATCH = "SET LOCAL plan_cache_mode = force_custom_plan"
+# When a feature was used last is what the records say; else a trigger takes now for it.
+_GIVES_LAST_USED = "SET LOCAL allotment.gives_last_used = on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Verifier:
         only: Sequence[UUID] | None,
     ) -> tuple[list[Any], Figures]:
         """As `_look`, in whatever transaction *connection* is in."""
-        await connection.execute(_PLAN_EACH_BATCH)
+        await connection.execute(f"{_PLAN_EACH_BATCH}; {_GIVES_LAST_USED}")
         rows = await connection.fetch(statement("service", "verify_users"), after, only, _USERS_MAX)
         users, figures = {row["id"]: row for row in rows}, Figures()
         if users:

@@ -34,6 +34,8 @@ __all__ = ["Applied", "apply_run"]
 # A plan that was made while a table was small, and kept, reads the whole table for each key of a run
 # when it is large: a minute instead of milliseconds. To plan a run's statements takes a millisecond.
 _PLAN_EACH_RUN = "SET LOCAL plan_cache_mode = force_custom_plan"
+# The last use of a feature is what the records say, also of a late one; else a trigger takes now for it.
+_GIVES_LAST_USED = "SET LOCAL allotment.gives_last_used = on"
 # A value that PostgreSQL refuses in a row of ours: the row is at fault, not the connection.
 # The last one is for what is too deep or too large for it, as metadata of ten thousand levels.
 _POISON = (
@@ -83,7 +85,7 @@ async def apply_run(
 
 async def _apply(database: Database, shard: int, run: Entries, write: Write) -> Applied | None:
     async with database.connection() as connection, durable_transaction(connection):
-        await connection.execute(_PLAN_EACH_RUN)
+        await connection.execute(f"{_PLAN_EACH_RUN}; {_GIVES_LAST_USED}")
         row = await connection.fetchrow(statement("worker", "lock_shard"), shard)
         if row is None or row["last_entry_id"] != run.after:
             return None

@@ -62,7 +62,31 @@ SCHEMA = {
           AND NOT c.relispartition AND c.relname <> 'alembic_version'
         ORDER BY 1, 2
     """,
+    "views": "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY 1",
+    "functions": """
+        SELECT p.oid::regprocedure::text, pg_get_functiondef(p.oid), acl.grantee::regrole::text
+        FROM pg_proc p
+        CROSS JOIN LATERAL aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) acl
+        WHERE p.pronamespace = 'public'::regnamespace ORDER BY 1, 3
+    """,
+    "triggers": """
+        SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1
+    """,
+    "policies": """
+        SELECT tablename, policyname, cmd, roles::text, qual, with_check
+        FROM pg_policies WHERE schemaname = 'public' ORDER BY 1, 2
+    """,
+    "privileges": """
+        SELECT c.relname, c.relrowsecurity, acl.grantee::regrole::text, acl.privilege_type
+        FROM pg_class c
+        LEFT JOIN LATERAL aclexplode(c.relacl) acl ON acl.grantee <> c.relowner
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v')
+          AND c.relname <> 'alembic_version'
+        ORDER BY 1, 3, 4
+    """,
 }
+# What the models say; the rest is SQL that the migrations alone have.
+MODELED = ("tables", "columns", "constraints", "indexes")
 
 
 @pytest.fixture
@@ -272,7 +296,10 @@ async def test_tables_made_from_the_models_are_the_same_to_the_last_check(databa
         await connection.run_sync(SQLModel.metadata.create_all)
     await engine.dispose()
 
-    assert await schema(database_url) == await schema(empty_url)
+    migrated, made = await schema(database_url), await schema(empty_url)
+    migrated["tables"] = [row for row in migrated["tables"] if row[1] != "v"]
+    for part in MODELED:
+        assert migrated[part] == made[part], part
 
 
 async def test_every_table_that_is_needed_exists(database_url):
