@@ -6,7 +6,10 @@
 -- The whole table is locked, and first. A weaker lock would let a writer choose the default
 -- partition, wait there, and be refused after the attachment, because its row has a month now; and
 -- whoever has locked a partition has locked the table before, so that nobody can deadlock with us.
+--
+-- Whoever may read the table does so by its policies; by its own name nobody but the owner reads the partition.
 CREATE TABLE {partition} (LIKE usage_logs INCLUDING ALL);
+ALTER TABLE {partition} ENABLE ROW LEVEL SECURITY;
 LOCK TABLE ONLY usage_logs IN ACCESS EXCLUSIVE MODE;
 LOCK TABLE usage_logs_default IN ACCESS EXCLUSIVE MODE;
 -- What is not folded yet is known by its xmin, which a move changes: such runs name their rows instead.
