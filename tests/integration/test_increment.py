@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,6 +13,7 @@ import pytest
 
 from quota.period import Calendar, window_at
 from quota.values import instant_ms, instant_of, parse_user_id, uuid7_time_ms
+from service.rollups import fold_all
 from service.staleness import drop_stale_users
 from service.tiers import stored_rules
 from service.users import put_user
@@ -190,12 +192,13 @@ async def test_metadata_of_the_latest_use_stays_and_none_keeps_what_there_is(rea
 async def test_what_the_edge_refuses_is_refused_here_and_nothing_is_counted(real: Real):
     deep, long = '{"a":' * 9 + "1" + "}" * 9, f'{{"a": "{"x" * 16384}"}}'
     connection = await asyncpg.connect(real.deps.settings.asyncpg_dsn)
-    for field, values in {
+    refused: dict[str, list[Any]] = {
         "user_id": [None],
         "feature": [None, "", "Event", "1event", "a b", "é", "event\n", "a" * 101],
         "amount": [None, 0, -1, 2**53],
         "metadata": ["null", "[1]", '"text"', deep, long],
-    }.items():
+    }
+    for field, values in refused.items():
         for value in values:
             given = {
                 "user_id": USER.id,
@@ -323,6 +326,28 @@ async def test_a_call_that_is_rolled_back_has_counted_nothing(real: Real):
         assert await sql(deps, f"SELECT FROM {table}") == []
 
 
+async def test_the_rollups_have_each_of_several_of_one_transaction(real: Real):
+    """They know the rows of a run by its transaction: several runs of one must not find each other's."""
+    deps = real.deps
+    async with deps.database.connection() as connection, connection.transaction():
+        await connection.execute("SELECT increment_feature_usage($1, 'event', 2)", USER.id)
+        with contextlib.suppress(asyncpg.DivisionByZeroError):
+            async with connection.transaction():
+                await connection.execute("SELECT increment_feature_usage($1, 'event', 40)", USER.id)
+                await connection.execute("SELECT 1 / 0")
+        async with connection.transaction():
+            await connection.execute(
+                "SELECT increment_feature_usage($1, f, 3) FROM unnest(ARRAY['event', 'other']) f",
+                USER.id,
+            )
+
+    await fold_all(deps.database, seconds_max=60)
+
+    rows = await sql(deps, "SELECT action, uses, units, credits FROM usage_daily ORDER BY 1")
+    assert [tuple(row) for row in rows] == [("event", 2, 5, 0), ("other", 1, 3, 0)]
+    assert await sql(deps, "SELECT FROM usage_runs") == []
+
+
 async def test_counting_by_hand_moves_the_last_use_and_the_service_says_its_own(real: Real):
     deps = real.deps
     long_ago = datetime(2025, 1, 1, tzinfo=UTC)
@@ -434,7 +459,7 @@ async def test_users_near_their_limits_are_seen_while_the_period_runs(real: Real
 
 async def test_events_have_the_names_of_the_seed(real: Real):
     deps = real.deps
-    event = {
+    event: dict[str, Any] = {
         "event_id": "evt_12345", "event_type": "feature_used", "product_version": "2.4.1",
         "session_id": "sess_456", "metadata": {"duration_seconds": 45, "result": "success"},
     }  # fmt: skip
@@ -453,4 +478,4 @@ async def test_events_have_the_names_of_the_seed(real: Real):
         "feature_recommendations",
         "2.4.1",
     )
-    assert UUID(rows[1]["event_id"])
+    assert UUID(rows[1]["event_id"]).version == 7

@@ -15,6 +15,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
     member users%ROWTYPE;
     at timestamptz;
+    record uuid;
     total bigint;
 BEGIN
     IF who IS NULL THEN
@@ -64,12 +65,12 @@ BEGIN
     RETURNING f.usage_count INTO total;
 
     -- A UUIDv7, which is the key of the record too: a refund finds it by that.
+    record := (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7'
+               || substr(replace(gen_random_uuid()::text, '-', ''), 14))::uuid;
     INSERT INTO usage_logs (id, user_id, action, amount, credits_consumed, metadata, created_at)
-    VALUES (
-        (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7'
-         || substr(replace(gen_random_uuid()::text, '-', ''), 14))::uuid,
-        who, name, units, 0, details, at
-    );
+    VALUES (record, who, name, units, 0, details, at);
+    -- Named, so that the rollups find it however many of them one transaction makes (models.UsageRun).
+    INSERT INTO usage_runs (records, users, ids, instants) VALUES (1, ARRAY[who], ARRAY[record], ARRAY[at]);
 
     INSERT INTO usage_counters AS c (user_id, feature, hour_start, hour_used, day_start, day_used, week_start, week_used,
                                      month_start, month_used, year_start, year_used, cycle_start, cycle_used, lifetime_used)
