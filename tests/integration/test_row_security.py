@@ -13,11 +13,12 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from quota.values import parse_user_id
 from service.database import Database
 from service.identity import ADMIN_ROLE, USER_ROLE, Identity, acting_as
-from service.migrations import downgrade
+from service.migrations import downgrade, upgrade
 from service.partitions import make_partitions
 from service.rollups import fold_all
 from service.urls import sqlalchemy_url
@@ -435,3 +436,30 @@ async def test_the_roles_are_made_by_two_at_once_and_stay_when_one_goes_back(
     left = await observer.fetch("SELECT rolname FROM pg_roles WHERE rolname LIKE 'allotment\\_%'")
     await observer.close()
     assert {row["rolname"] for row in left} == {USER_ROLE, ADMIN_ROLE}
+
+
+async def test_an_owner_who_is_no_superuser_migrates_once_it_is_a_member(
+    login: Login, owner: asyncpg.Connection[Any], copy_of: Any
+):
+    async with copy_of("template1") as url:
+        as_owner = urlsplit(await login())
+        name, database = as_owner.username, urlsplit(url).path
+        await owner.execute(f"ALTER DATABASE {database.removeprefix('/')} OWNER TO {name}")
+        own_url = as_owner._replace(path=database).geturl()
+        with pytest.raises(DBAPIError, match=f"{name} is not a member of role {USER_ROLE}"):
+            await upgrade(own_url)
+
+        await owner.execute(f"GRANT {USER_ROLE}, {ADMIN_ROLE} TO {name}")
+        await upgrade(own_url)
+
+        async with Database(sqlalchemy_url(own_url), pool_max=1) as service:
+            async with service.connection() as connection:
+                await connection.execute(
+                    "INSERT INTO tiers (version, name, is_default, thresholds) VALUES (1, 'free', true, '{80}')"
+                )
+                await connection.execute("SELECT increment_feature_usage($1, 'event')", BERT.id)
+            async with acting_as(service, Identity(ANNA.id)) as connection:
+                await connection.execute("SELECT increment_feature_usage($1, 'event')", ANNA.id)
+                assert await connection.fetchval("SELECT count(*) FROM usage_logs") == 1
+            async with service.connection() as connection:
+                assert await connection.fetchval("SELECT count(*) FROM usage_logs") == 2
