@@ -87,7 +87,8 @@ async def online(url: str) -> None:
 
 def offline() -> None:
     """Print the statements instead of running them (``alembic upgrade head --sql``)."""
-    configure(dialect_name="postgresql", literal_binds=True)
+    # Any other style of parameters would have each % doubled.
+    configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, literal_binds=True)
     context.execute(LOCK_TIMEOUT)
     context.execute(GIVES_LAST_USED)
     with context.begin_transaction():
