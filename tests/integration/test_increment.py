@@ -10,9 +10,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from redis.asyncio import Redis
 
 from quota.period import Calendar, window_at
 from quota.values import instant_ms, instant_of, parse_user_id, uuid7_time_ms
+from service.loading import DatabaseLoader
 from service.rollups import fold_all
 from service.staleness import drop_stale_users
 from service.tiers import stored_rules
@@ -271,19 +273,58 @@ async def test_while_users_are_served_and_applied_nothing_is_lost_or_doubled(rea
     assert [one for one in await wrong(deps) if one.difference.figure != "usage_windows.used"] == []
 
 
-async def test_a_load_that_has_read_the_user_before_the_commit_does_not_put_it_back(real: Real):
-    """The increment commits between the snapshot of a load and its install."""
+class StoppingRedis(Redis):
+    """A real client that stops a load between its snapshot of PostgreSQL and its install."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.has_read = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> Any:
+        """What the log has behind the snapshot is fetched by one."""
+        pipe = super().pipeline(*args, **kwargs)
+        execute = pipe.execute
+
+        async def stopped(*of: Any, **how: Any) -> Any:
+            self.has_read.set()
+            await self.go_on.wait()
+            return await execute(*of, **how)
+
+        pipe.execute = stopped  # type: ignore[method-assign]
+        return pipe
+
+
+async def test_a_load_that_has_read_the_user_before_the_commit_is_not_installed(real: Real):
+    deps = real.deps
+    await deps.quota.record("user-1", "event", 1)
+    await real.apply()
+    await deps.quota.record("user-1", "event", 4)  # in the log still
+    await real.forget("user-1")
+    shard = deps.keys.shard_of(USER.id)
+    async with StoppingRedis.from_url(deps.settings.quota_redis) as redis:
+        loader = DatabaseLoader(deps.database, redis, auto_provision=True, dedupe_ms=86_400_000)
+        load = asyncio.create_task(loader.load(deps.keys, USER, now_ms=0))
+        await redis.has_read.wait()
+
+        await increment(deps, amount=10)
+        await drop_stale_users(deps.database, deps.redis, deps.keys)
+        redis.go_on.set()
+        await load
+
+    assert not await deps.redis.exists(shard.user_of(USER.id.hex))
+    assert (await used(deps))["day"] == 15
+
+
+async def test_a_load_before_the_commit_has_none_of_it_and_is_dropped_after_it(real: Real):
     deps = real.deps
     await deps.quota.record("user-1", "event", 1)
     await real.apply()
     await real.forget("user-1")
     connection = await asyncpg.connect(deps.settings.asyncpg_dsn)
-    transaction = connection.transaction()
-    await transaction.start()
-    await connection.fetchval("SELECT increment_feature_usage($1, 'event', 10)", USER.id)
-
-    before = {limit.per: limit.used for limit in (await deps.quota.check("user-1", "event")).limits}
-    await transaction.commit()
+    async with connection.transaction():
+        await connection.fetchval("SELECT increment_feature_usage($1, 'event', 10)", USER.id)
+        before = await used(deps)
     await connection.close()
 
     assert before["day"] == 1
