@@ -5,8 +5,10 @@ DECLARE
     found record;
 BEGIN
     FOR found IN
-        SELECT c.oid::regclass AS name, c.relname FROM pg_class c
-        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND c.relrowsecurity
+        SELECT polrelid::regclass AS name FROM pg_policy
+        WHERE polname = 'all_rows' AND 'allotment_admin'::regrole = ANY (polroles)
+        UNION ALL
+        SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'usage_logs'::regclass
     LOOP
         EXECUTE format('DROP POLICY IF EXISTS own_rows ON %s', found.name);
         EXECUTE format('DROP POLICY IF EXISTS all_rows ON %s', found.name);
