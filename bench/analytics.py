@@ -22,7 +22,7 @@ from service.settings import load_settings
 from service.tiers import apply_rules
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from uuid import UUID
 
     from bench.report import Numbers
@@ -124,7 +124,7 @@ async def _ask(database: Database) -> Numbers:
     return numbers
 
 
-async def _median_ms(calls: list[Callable[[], Awaitable[object]]]) -> float:
+async def _median_ms(calls: Sequence[Callable[[], Awaitable[object]]]) -> float:
     taken = []
     for call in calls:
         started = time.perf_counter()

@@ -346,7 +346,8 @@ async def test_what_was_used_since_goes_back_with_the_rows_and_is_not_counted_tw
     await connection.execute(SEED_000)
     await upgrade(legacy_url)
     used = """
-        UPDATE feature_usage SET usage_count = usage_count + 5, last_used = '2025-07-01Z' WHERE user_id = $1;
+        UPDATE feature_usage SET usage_count = usage_count + 5, last_used = last_used + interval '1 day'
+        WHERE user_id = $1;
     """
     await connection.execute(used, A)
     await connection.execute(
@@ -376,7 +377,7 @@ async def test_what_was_used_since_goes_back_with_the_rows_and_is_not_counted_tw
         (580, B, "calendar", 1),
         (581, B, "export", 2),
     ]
-    assert rows[0]["last_used"] == "2025-07-01 00:00:00"
+    assert rows[0]["last_used"] == "2025-06-23 13:15:00"
     await upgrade(legacy_url)
     assert (await connection.fetchrow(COUNTED))[1] == 23
 
@@ -491,7 +492,7 @@ async def test_a_check_finds_what_was_dropped_or_changed_since(legacy_url, conne
     await connection.execute(
         """
         DROP TABLE stale_users;
-        ALTER TABLE users DROP COLUMN status, ALTER COLUMN tier TYPE varchar(9);
+        ALTER TABLE users DROP COLUMN status, ALTER COLUMN username TYPE varchar(9);
         DROP INDEX idx_users_tier;
         CREATE TABLE of_a_customer (id int);
         """
@@ -506,7 +507,7 @@ async def test_a_check_finds_what_was_dropped_or_changed_since(legacy_url, conne
         ("index", "users.idx_users_tier"),
     }
     [changed] = checked.of(CONFLICT)
-    assert changed.name == "users.tier"
+    assert changed.name == "users.username"
 
 
 @pytest.fixture
