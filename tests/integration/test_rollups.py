@@ -413,6 +413,22 @@ async def test_a_record_of_long_ago_is_named_and_does_not_widen_the_run(on_open_
     await check(deps)
 
 
+async def test_rows_of_savepoints_are_found_too(on_open_tiers: Deps):
+    deps = on_open_tiers
+    await record(deps, "a", {"tokens": 1}, START)
+    await settle(deps)
+    await rows(deps, "UPDATE feature_usage SET usage_count = 9223372036854775807 - 2")
+    for feature in ("seconds", "tokens", "tokens", "conversations", "anki_exports"):
+        await record(deps, "a", {feature: 2}, START)  # the second tokens are more than fit
+
+    await settle(deps)  # so the run is halved until they stand alone
+
+    assert len(await rows(deps, "SELECT * FROM quarantined_records")) == 1
+    assert len(await rows(deps, "SELECT DISTINCT xmin::text FROM usage_runs")) > 2
+    assert (await fold(deps)).records == 5
+    await check(deps)
+
+
 async def test_rows_that_are_not_found_stop_the_fold_in_words(on_open_tiers: Deps):
     deps = on_open_tiers
     await record(deps, "a", {"seconds": 1}, START)
