@@ -71,7 +71,9 @@ def upgrade() -> None:
     else:
         bring_over()
     op.execute(statement("end"))
-    op.execute("SELECT protect_user_rows('legacy_feature_usage')")  # last: nothing may see it before
+    op.execute(
+        "SELECT protect_user_rows('legacy_feature_usage')"
+    )  # last: nothing may see it before
 
 
 def downgrade() -> None:

@@ -23,6 +23,7 @@ from worker.expiring import expire_round, expire_subscriptions
 START = datetime(2025, 3, 1, tzinfo=UTC)
 END = START + timedelta(days=30)
 LATER = END + timedelta(days=30)
+SECONDS_MAX = 60
 TIERS = {
     "default_tier": "small",
     "features": {"image": {"price": "1"}},
@@ -147,7 +148,8 @@ async def test_a_worker_that_dies_before_its_commit_has_changed_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(expiry, "put_user", put_and_hang)
         dying = asyncio.create_task(expire_round(deps, at=END))
-        await reached.wait()
+        async with asyncio.timeout(SECONDS_MAX):
+            await reached.wait()
         dying.cancel()
         with pytest.raises(asyncio.CancelledError):
             await dying

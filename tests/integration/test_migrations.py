@@ -509,3 +509,15 @@ async def test_a_migration_comes_back_to_a_table_that_was_in_use(database_url, c
     await observer.close()
 
     assert await current(database_url) is None
+
+
+async def test_what_was_used_before_there_were_rollups_is_to_be_summed_up(empty_url):
+    await upgrade(empty_url, "0003")
+    connection = await asyncpg.connect(empty_url)
+    await connection.execute("INSERT INTO users (id, tier) VALUES (repeat('1', 32)::uuid, 'free')")
+
+    await upgrade(empty_url)
+
+    noted = await connection.fetchval("SELECT array_agg(user_id::text) FROM stale_rollups")
+    await connection.close()
+    assert noted == ["11111111-1111-1111-1111-111111111111"]

@@ -413,6 +413,22 @@ async def test_a_record_of_long_ago_is_named_and_does_not_widen_the_run(on_open_
     await check(deps)
 
 
+async def test_rows_of_savepoints_are_found_too(on_open_tiers: Deps):
+    deps = on_open_tiers
+    await record(deps, "a", {"tokens": 1}, START)
+    await settle(deps)
+    await rows(deps, "UPDATE feature_usage SET usage_count = 9223372036854775807 - 2")
+    for feature in ("seconds", "tokens", "tokens", "conversations", "anki_exports"):
+        await record(deps, "a", {feature: 2}, START)  # the second tokens are more than fit
+
+    await settle(deps)  # so the run is halved until they stand alone
+
+    assert len(await rows(deps, "SELECT * FROM quarantined_records")) == 1
+    assert len(await rows(deps, "SELECT DISTINCT xmin::text FROM usage_runs")) > 2
+    assert (await fold(deps)).records == 5
+    await check(deps)
+
+
 async def test_rows_that_are_not_found_stop_the_fold_in_words(on_open_tiers: Deps):
     deps = on_open_tiers
     await record(deps, "a", {"seconds": 1}, START)
@@ -531,7 +547,33 @@ async def test_the_job_folds_and_tells_how_far_behind_it_is(on_open_tiers: Deps)
         deps, "INSERT INTO usage_runs (records, users, ids, instants) VALUES (1, '{}', '{}', '{}')"
     )
     assert await fold_usage({"deps": deps}) == 0  # a run whose rows are lost
-    assert (value("allotment_rollup_lag_seconds") or 0) > 0
+    assert value("allotment_rollup_lag_seconds") != 0
+
+
+async def test_the_ranking_and_distinct_users_are_read_from_an_index(on_open_tiers: Deps):
+    async with on_open_tiers.database.connection() as connection:
+        await connection.execute(
+            """
+            INSERT INTO usage_last_30_days SELECT gen_random_uuid(), 1, n FROM generate_series(1, 5000) n;
+            INSERT INTO users (id, tier) SELECT user_id, 'free' FROM usage_last_30_days;
+            INSERT INTO usage_users_by_last_day
+            SELECT 'action-' || n, '2025-01-01'::date + d, 1
+            FROM generate_series(1, 20) n, generate_series(1, 200) d;
+            ANALYZE usage_last_30_days, users, usage_users_by_last_day
+            """
+        )
+
+        ranking = await connection.fetch(
+            """EXPLAIN SELECT w.user_id, u.username, w.credits, w.uses FROM usage_last_30_days w
+               JOIN users u ON u.id = w.user_id ORDER BY w.credits DESC, w.user_id LIMIT 20"""
+        )
+        distinct = await connection.fetch(
+            """EXPLAIN SELECT sum(users) FROM usage_users_by_last_day
+               WHERE action = 'action-3' AND last_day >= '2025-06-01'"""
+        )
+
+    assert "idx_usage_last_30_days_credits" in str(ranking)
+    assert "usage_users_by_last_day_pkey" in str(distinct)
 
 
 async def test_a_zone_that_postgresql_does_not_know_is_utc(on_open_tiers: Deps):
