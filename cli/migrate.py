@@ -18,7 +18,7 @@ from cli.session import run, serving, settings_for
 from quota.errors import InvalidValueError
 from service.database import Database
 from service.legacy import compare_legacy, legacy_brought_over
-from service.migrations import current, printed, require_current, upgrade
+from service.migrations import current, is_ours, printed, require_current, upgrade
 from service.partitions import make_partitions
 from service.schema_check import require_room
 
@@ -101,12 +101,8 @@ async def migrated(settings: Settings, output: Output) -> dict[str, Any]:
         )
         legacy = await legacy_brought_over(connection)
     after = await current(settings.asyncpg_dsn)
-    return {
-        "from": before,
-        "to": after,
-        "partitions": partitions,
-        "legacy": None if legacy is None else asdict(legacy),
-    }
+    done: dict[str, Any] = {"from": before, "to": after, "partitions": partitions}
+    return done if legacy is None else {**done, "legacy": asdict(legacy)}
 
 
 @contextmanager
@@ -166,6 +162,8 @@ async def _print(output: Output, since: str | None) -> None:
     if since is None:
         async with serving(settings_for(quiet=True), output) as settings:
             since = await current(settings.asyncpg_dsn)
+    if since not in (None, _NOTHING) and not await is_ours(since):
+        raise InvalidValueError("from", since, "a revision of this version, or `nothing`")
     text = await printed(since=None if since == _NOTHING else since)
     if output.as_json:
         output.result({"from": None if since == _NOTHING else since, "sql": text})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Constraint, Index, pool
+from sqlalchemy import Constraint, Index, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from models import SQLModel
@@ -46,6 +46,8 @@ _KINDS = {
     "m": "materialized view",
     "f": "foreign table",
 }
+# What migrations make beside the tables of the models: views ("view") and functions ("function"), by name.
+MADE: tuple[tuple[str, str], ...] = ()
 # One of each has to be there for rows to be read; alembic/sql/0008/sources.sql has the same names.
 _READ = (
     ("user_id", "profile_id"),
@@ -143,7 +145,17 @@ def _tables(connection: Connection, migrated: bool) -> list[Finding]:
     findings = {name: Finding("table", name, PRESENT) for name in sorted(SQLModel.metadata.tables)}
     for one in _differences(compare_metadata(context, SQLModel.metadata)):
         findings[f"{one.kind} {one.name}" if one.name not in findings else one.name] = one
-    return list(findings.values())
+    return [*findings.values(), *(_made(connection, kind, name) for kind, name in MADE)]
+
+
+def _made(connection: Connection, kind: str, name: str) -> Finding:
+    """A view or a function; of its name there may be several functions."""
+    catalog, column = ("pg_proc", "proname") if kind == "function" else ("pg_class", "relname")
+    found = connection.execute(
+        text(f"SELECT count(*) FROM {catalog} WHERE {column} = :name"),  # noqa: S608  two literals
+        {"name": name},
+    )
+    return Finding(kind, name, PRESENT if found.scalar() else MISSING)
 
 
 def _not_made(connection: Connection) -> Iterator[Finding]:

@@ -487,7 +487,7 @@ async def test_the_version_table_of_another_application_is_in_the_way(legacy_url
         await require_room(legacy_url)
 
 
-async def test_a_check_finds_what_was_dropped_or_changed_since(legacy_url, connection):
+async def test_a_check_finds_what_was_dropped_or_changed_since(legacy_url, connection, monkeypatch):
     await upgrade(legacy_url)
     await connection.execute(
         """
@@ -498,10 +498,14 @@ async def test_a_check_finds_what_was_dropped_or_changed_since(legacy_url, conne
         """
     )
 
+    made = (("view", "not_there"), ("function", "nor_this"), ("function", "now"))
+    monkeypatch.setattr("service.schema_check.MADE", made)
     checked = await check_schema(legacy_url)
 
     assert not checked.ready
     assert {(one.kind, one.name) for one in checked.of(MISSING)} == {
+        ("view", "not_there"),
+        ("function", "nor_this"),
         ("table", "stale_users"),
         ("column", "users.status"),
         ("index", "users.idx_users_tier"),
@@ -639,3 +643,4 @@ def test_the_sql_is_printed_from_where_the_database_is_or_from_nothing(commands)
     assert asked == named
     assert "CREATE TABLE usage_logs" in asked["sql"]
     assert commands("migrate", "--sql", "--verify")[0] == 2
+    assert commands("migrate", "--sql", "--from", "010")[0] == 2
