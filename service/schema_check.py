@@ -47,7 +47,13 @@ _KINDS = {
     "f": "foreign table",
 }
 # What migrations make beside the tables of the models: views ("view") and functions ("function"), by name.
-MADE: tuple[tuple[str, str], ...] = ()
+MADE = (
+    ("view", "feature_events"),
+    ("view", "usage_alerts_view"),
+    ("function", "increment_feature_usage"),
+    ("function", "get_current_usage_stats"),
+    ("function", "update_feature_usage_timestamp"),
+)
 # One of each has to be there for rows to be read; alembic/sql/0008/sources.sql has the same names.
 _READ = (
     ("user_id", "profile_id"),

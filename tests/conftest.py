@@ -71,7 +71,7 @@ def copy_of(postgres_url: str) -> CopyOf:
         name = f"test_{uuid4().hex}"
         owner = await asyncpg.connect(postgres_url)
         try:
-            await owner.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+            await owner.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
             yield urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
             # FORCE, because a failed test leaves connections behind.
             await owner.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -82,8 +82,15 @@ def copy_of(postgres_url: str) -> CopyOf:
 
 
 @pytest.fixture(scope="session")
-async def template_database(copy_of: CopyOf) -> AsyncIterator[str]:
-    """The name of a database with every table and no row, migrated once."""
+async def template_database(postgres_url: str, copy_of: CopyOf) -> AsyncIterator[str]:
+    """The name of a database with every table and no row, migrated once.
+
+    Nothing of this session is to outlive a crash of the machine, and to make a database syncs a thousand files.
+    """
+    owner = await asyncpg.connect(postgres_url)
+    await owner.execute("ALTER SYSTEM SET fsync = off")
+    await owner.execute("SELECT pg_reload_conf()")
+    await owner.close()
     async with copy_of("template1") as url:
         await upgrade(url)
         yield urlsplit(url).path.removeprefix("/")
