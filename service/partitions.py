@@ -17,7 +17,7 @@ from service.database import statement
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["make_partitions"]
+__all__ = ["make_partitions", "partitions_between"]
 
 _log = structlog.get_logger("allotment.partitions")
 
@@ -56,6 +56,17 @@ async def make_partitions(
     return made
 
 
+async def partitions_between(
+    connection: asyncpg.Connection[Any], first: datetime, last: datetime
+) -> list[str]:
+    """The partitions that have the rows created from *first* to *last*; none is made until the transaction ends."""
+    await connection.execute("LOCK TABLE ONLY usage_logs IN ROW EXCLUSIVE MODE")
+    there = await _names(connection)
+    months = range(_month_of(first), _month_of(last) + 1)
+    named = (f"usage_logs_{_first_instant(month):%Y_%m}" for month in months)
+    return ["usage_logs_default", *(name for name in named if name in there)]
+
+
 async def _make_partition(
     connection: asyncpg.Connection[Any], name: str, *, start: datetime, end: datetime
 ) -> bool:
@@ -78,9 +89,14 @@ async def _names(connection: asyncpg.Connection[Any]) -> set[str]:
 
 def _months(now: datetime, *, count: int) -> Iterator[tuple[datetime, datetime]]:
     """Yield the first instant of each month and of the one after it."""
-    first = now.year * 12 + now.month - 1
+    first = _month_of(now)
     for number in range(first, first + count):
         yield _first_instant(number), _first_instant(number + 1)
+
+
+def _month_of(at: datetime) -> int:
+    at = at.astimezone(UTC)
+    return at.year * 12 + at.month - 1
 
 
 def _first_instant(month: int) -> datetime:

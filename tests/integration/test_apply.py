@@ -211,8 +211,11 @@ async def test_a_user_that_postgresql_lost_is_made_again_by_what_was_admitted(de
     assert (await totals(deps))["units"] == 2
 
 
-async def explain(connection: Any, name: str, *arguments: str) -> str:
-    query = statement("worker", name)
+DEFAULT = "usage_logs_default"
+
+
+async def explain(connection: Any, name: str, *arguments: str, partition: str = "") -> str:
+    query = statement("worker", name).replace("{partition}", partition)
     for number, argument in enumerate(arguments, 1):
         query = query.replace(f"${number}", argument)
     return str(await connection.fetch(f"EXPLAIN {query}"))
@@ -226,10 +229,34 @@ async def test_the_hot_statements_use_their_indexes(deps: Deps) -> None:
         await connection.execute("ANALYZE usage_logs")
         await connection.execute("SET LOCAL enable_seqscan = off")  # as on tables of millions
 
-        ids = await explain(
-            connection, "repeated_ids", uuids, uuids, "now() - interval '1 day'", "now()"
-        )
+        ids = await explain(connection, "repeated_ids", uuids, uuids, partition=DEFAULT)
         marks = await explain(connection, "repeated_marks", uuids, uuids)
 
     assert "_pkey" in ids
     assert "usage_keys_pkey" in marks
+
+
+async def test_ids_are_looked_up_by_key_though_the_statistics_say_that_there_are_none(deps: Deps):
+    """As after an ANALYZE of a new partition of which no row was committed yet."""
+    for _ in range(3):
+        await deps.quota.record("user-1", "tokens", 1)
+    await deps.drain.run(seconds_max=10)
+    async with deps.database.connection() as connection, connection.transaction():
+        rows = (
+            "SELECT gen_random_uuid(), gen_random_uuid(), 'a', now() FROM generate_series(1, 2000)"
+        )
+        await connection.execute(f"INSERT INTO {DEFAULT} (id, user_id, action, created_at) {rows}")
+        await connection.execute(f"DELETE FROM {DEFAULT}")
+        await connection.execute(f"ANALYZE {DEFAULT}")
+        await connection.execute("SET LOCAL enable_seqscan = off")
+
+        uuids = "ARRAY[gen_random_uuid()]"
+        plan = await explain(connection, "repeated_ids", uuids, uuids, partition=DEFAULT)
+        pages = await connection.fetchrow(
+            "SELECT relpages, reltuples FROM pg_class WHERE relname = $1", DEFAULT
+        )
+
+    assert pages is not None
+    assert (pages["relpages"] > 0, pages["reltuples"]) == (True, 0)
+    assert "using usage_logs_default_pkey" in plan
+    assert "Index Cond: ((ROW(id, user_id) >=" in plan
