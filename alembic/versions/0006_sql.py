@@ -15,6 +15,7 @@ SQL = Path(__file__).parents[1] / "sql" / revision
 
 # In the order in which each needs those before it.
 MADE = (
+    "usage_zone",
     "usage_zone_offset",
     "usage_offset_change",
     "usage_day_begins",
@@ -45,6 +46,6 @@ def downgrade() -> None:
         """
         DROP FUNCTION update_feature_usage_timestamp, get_current_usage_stats, increment_feature_usage, count_usage,
                       usage_limits_of, usage_period, usage_cycle_begins, usage_day_begins, usage_offset_change,
-                      usage_zone_offset
+                      usage_zone_offset, usage_zone
         """
     )

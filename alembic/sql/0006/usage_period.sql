@@ -7,12 +7,10 @@ CREATE FUNCTION usage_period(
     OUT starts_at timestamptz, OUT ends_at timestamptz
 )
 -- So dear that a plan asks whatever else it can before.
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE COST 1000 AS $$
+LANGUAGE plpgsql IMMUTABLE STRICT COST 1000 AS $$
 DECLARE
     utc timestamp := at AT TIME ZONE 'UTC';
-    -- PostgreSQL takes these names for abbreviations, which have no summer time.
-    zone text := CASE timezone WHEN 'WET' THEN 'Europe/Lisbon' WHEN 'EET' THEN 'Europe/Athens'
-                               WHEN 'CET' THEN 'Europe/Brussels' WHEN 'MET' THEN 'Europe/Brussels' ELSE timezone END;
+    zone text := usage_zone(timezone);
     shown timestamp := at AT TIME ZONE zone;
     anchored timestamp := date_trunc('milliseconds', anchor AT TIME ZONE 'UTC');
     shift interval := usage_zone_offset(at, zone);
