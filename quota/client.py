@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis
@@ -13,12 +11,13 @@ from redis.exceptions import RedisError
 
 from quota.asking import Asker
 from quota.balance import Balance, balance_of
+from quota.calls import given_ms, one_record, records_of, wall_ms
 from quota.decision import UNAVAILABLE, UNKNOWN_USER, Decision
+from quota.ending import end_hold
 from quota.errors import (
     InvalidValueError,
     QuotaError,
     QuotaUnavailableError,
-    UnknownHoldError,
     UnknownUserError,
 )
 from quota.explain import Explanation, explanation_of
@@ -27,16 +26,13 @@ from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse
 from quota.keys import PREFIX_DEFAULT, SHARDS_DEFAULT
 from quota.loading import RequestLoader
 from quota.outage import Outage
-from quota.prices import cost_of_units
 from quota.receipt import Receipt
 from quota.refund import Refund
 from quota.values import (
     AMOUNT_MAX,
     UsageRecord,
-    instant_ms,
     parse_amount,
     parse_feature,
-    parse_instant,
     parse_key,
     parse_label,
     parse_user_id,
@@ -44,16 +40,11 @@ from quota.values import (
 )
 from quota.wire import (
     CHECK,
-    COMMIT,
-    COMMIT_ALL,
     CONSUME,
     RECORD,
-    RELEASE,
     Ask,
-    Ending,
     Reserving,
     decision_of,
-    settlement_of,
 )
 
 if TYPE_CHECKING:
@@ -61,10 +52,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from quota.gate import Answer
-    from quota.held import Held
     from quota.loading import Loader
     from quota.scripts import Client
-    from quota.values import User
 
     _First = Answer | NotReadyError | RedisError | None  # what a call met that came already
 
@@ -159,7 +148,7 @@ class Quota:
             InvalidValueError: a value was refused; its field is named.
             KeyConflictError: the key was used for another record.
         """
-        now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
+        now_ms, record = one_record(user_id, feature, amount, now=now, payload=payload)
         ask = Ask(CONSUME, [record], repeatable=payload.get("key") is not None)
         return await self._decide(ask, record, now_ms)
 
@@ -173,7 +162,7 @@ class Quota:
         **payload: Any,
     ) -> Decision:
         """What `consume` would answer, with the standing as it is; nothing is counted."""
-        now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
+        now_ms, record = one_record(user_id, feature, amount, now=now, payload=payload)
         return await self._decide(Ask(CHECK, [record]), record, now_ms)
 
     async def consume_many(
@@ -186,14 +175,14 @@ class Quota:
         all the same. Calls for one user are decided in their order once the user is in Redis; those
         that find a user cold wait for the load, and may be overtaken.
         """
-        now_ms = _now_ms(now)
+        now_ms = given_ms(now)
         answers: list[Decision | QuotaError] = []
         asked: list[tuple[int, UsageRecord, Ask, asyncio.Future[Answer]]] = []
         for place, call in enumerate(calls):
             answers.append(_NO_ANSWER)
             try:
                 arguments = {"amount": 1, "feature": None, **call}
-                record = usage_record(now_ms=now_ms or _wall_ms(), **arguments)
+                record = usage_record(now_ms=now_ms or wall_ms(), **arguments)
             except InvalidValueError as error:
                 answers[place] = error
             except TypeError as error:
@@ -257,7 +246,7 @@ class Quota:
             QuotaUnavailableError: it is not recorded; repeat it with the same key.
             UnknownUserError: there is no such user and none is made on first use.
         """
-        now_ms, records = _records(user_id, feature, amount, now=now, payload=payload)
+        now_ms, records = records_of(user_id, feature, amount, now=now, payload=payload)
         ask = Ask(RECORD, records, repeatable=payload.get("key") is not None)
         try:
             at_ms, replies = await self._asker.answer(ask, records[0].user, now_ms)
@@ -316,14 +305,22 @@ class Quota:
             UnknownHoldError: there is no such hold, or it ended longer ago than keys are remembered.
             QuotaUnavailableError: it is not known whether it ended; repeat it.
         """
-        units = None if amount is None else _units(amount)
-        return await self._end(user_id, hold_id, units, now=now)
+        units = (
+            amount
+            if amount is None or (type(amount) is int and amount == 0)
+            else parse_amount(amount)
+        )
+        user, key = parse_user_id(user_id), parse_key(hold_id)
+        return await end_hold(self._asker, self._loader, user, key, units, now_ms=given_ms(now))
 
     async def release(
         self, user_id: object, hold_id: object, *, now: datetime | None = None
     ) -> Settlement:
         """End a hold with nothing used: units and credits go back. Raises as `commit` does."""
-        return await self._end(user_id, hold_id, None, now=now, release=True)
+        user, key = parse_user_id(user_id), parse_key(hold_id)
+        return await end_hold(
+            self._asker, self._loader, user, key, None, now_ms=given_ms(now), release=True
+        )
 
     async def refund(
         self,
@@ -353,7 +350,7 @@ class Quota:
                 parse_key(key),
                 amount=None if amount is None else parse_amount(amount),
                 refund_id=parse_label(refund_id, field="refund_id"),
-                now_ms=_now_ms(now),
+                now_ms=given_ms(now),
             )
         except RedisError as error:
             raise QuotaUnavailableError(str(error)) from error
@@ -367,7 +364,7 @@ class Quota:
         Raises:
             InvalidValueError, UnknownUserError, QuotaUnavailableError
         """
-        user, name, now_ms = parse_user_id(user_id), parse_feature(feature), _now_ms(now)
+        user, name, now_ms = parse_user_id(user_id), parse_feature(feature), given_ms(now)
         try:
             reply, at_ms = await self._asker.read(user, now_ms)
             rules = await self._asker.rules_for(user)
@@ -395,7 +392,7 @@ class Quota:
         """
         user = parse_user_id(user_id)
         try:
-            _, at_ms = await self._asker.read(user, _now_ms(now))
+            _, at_ms = await self._asker.read(user, given_ms(now))
             await self._asker.roll(user, at_ms)
         except RedisError as error:
             raise QuotaUnavailableError(str(error)) from error
@@ -406,7 +403,7 @@ class Quota:
         Raises:
             UnknownUserError, QuotaUnavailableError
         """
-        user, now_ms = parse_user_id(user_id), _now_ms(now)
+        user, now_ms = parse_user_id(user_id), given_ms(now)
         try:
             stored, at_ms = await self._asker.read(user, now_ms)
             return balance_of(stored, await self._asker.rules_for(user), at_ms=at_ms)
@@ -460,121 +457,15 @@ class Quota:
             raise InvalidValueError(
                 "occurred_at", payload["occurred_at"], "nothing: a hold is for what is yet to occur"
             )
-        now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
+        now_ms, record = one_record(user_id, feature, amount, now=now, payload=payload)
         ask = Reserving(record, ttl_ms=ttl_ms, repeatable=payload.get("key") is not None)
         return Hold(self, record.user.text, await self._decide(ask, record, now_ms))
-
-    async def _end(
-        self,
-        user_id: object,
-        hold_id: object,
-        units: int | None,
-        *,
-        now: datetime | None,
-        release: bool = False,
-    ) -> Settlement:
-        user, key, now_ms = parse_user_id(user_id), parse_key(hold_id), _now_ms(now)
-        wanted = "released" if release else "committed"
-        try:
-            held = await self._asker.held(user, key)
-            ask = _ending(user, key, held, units, release=release)
-            try:
-                at_ms, replies = await self._asker.answer(ask, user, now_ms)
-            except UnknownHoldError as unknown:
-                found = await self._asker.held(user, key) if held is None else None
-                if found is None:
-                    return replace(await self._ended(user, key, unknown), wanted=wanted)
-                # The user was not in Redis, and is now.
-                ask = _ending(user, key, found, units, release=release)
-                at_ms, replies = await self._asker.answer(ask, user, now_ms)
-        except RedisError as error:
-            raise QuotaUnavailableError(str(error)) from error
-        return replace(settlement_of(replies[0], ask.records[0], at_ms), wanted=wanted)
-
-    async def _ended(self, user: User, key: str, unknown: UnknownHoldError) -> Settlement:
-        """How a hold ended that Redis does not know any more: PostgreSQL does."""
-        try:
-            ended = await self._loader.ended(self._asker.keys, user, key)
-        except QuotaUnavailableError as error:
-            _log.warning("nobody to ask how hold %s ended: %s", key, error)
-            ended = None
-        if ended is None:
-            raise unknown
-        return Settlement(key, ended["status"], ended["amount"], ended["cost_micro"], replayed=True)
-
-
-def _ending(user: User, key: str, held: Held | None, units: int | None, *, release: bool) -> Ending:
-    """The end of a hold as it is asked for; of one that is gone, how it ended is remembered."""
-    feature = held.feature if held else _GONE
-    if release:
-        return Ending(RELEASE, UsageRecord(user, feature, 0, key))
-    if units is None or (held and units == held.amount):
-        return Ending(COMMIT_ALL, UsageRecord(user, feature, held.amount if held else 0, key))
-    numerator, denominator = held.price if held else (0, 1)
-    cost = cost_of_units(numerator, denominator, amount=units) if units else 0
-    return Ending(COMMIT, UsageRecord(user, feature, units, key), cost=cost)
-
-
-_GONE = ""  # the feature of a hold that ended: no feature, so no hold will be found under it
-
-
-def _units(value: object) -> int:
-    return 0 if type(value) is int and value == 0 else parse_amount(value)
 
 
 _NO_ANSWER = QuotaError("not asked yet")
 
 
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _now_ms(now: datetime | None) -> int:
-    """*now* in milliseconds; 0 stands for the server's clock."""
-    return 0 if now is None else instant_ms(parse_instant(now, field="now"))
-
-
-def _record(
-    user_id: object,
-    feature: object,
-    amount: object,
-    *,
-    now: datetime | None,
-    payload: dict[str, Any],
-) -> tuple[int, UsageRecord]:
-    now_ms = 0 if now is None else _now_ms(now)
-    return now_ms, usage_record(user_id, feature, amount, now_ms=now_ms or _wall_ms(), **payload)
-
-
-def _records(
-    user_id: object,
-    feature: object,
-    amount: object,
-    *,
-    now: datetime | None,
-    payload: dict[str, Any],
-) -> tuple[int, list[UsageRecord]]:
-    if not isinstance(feature, dict):
-        now_ms, record = _record(user_id, feature, amount, now=now, payload=payload)
-        return now_ms, [record]
-    if not 1 <= len(feature) <= _FEATURES_MAX:
-        raise InvalidValueError(
-            "features", feature, f"1 to {_FEATURES_MAX} features and their amounts"
-        )
-    records: list[UsageRecord] = []
-    now_ms = 0
-    for name, units in sorted(feature.items(), key=str):  # one payload, however it is spelled
-        if records:
-            payload = {**payload, "key": records[0].key}
-        now_ms, record = _record(user_id, name, units, now=now, payload=payload)
-        records.append(record)
-    return now_ms, records
-
-
-_FEATURES_MAX = 100  # in one record: they travel and are applied together
-
-
 def _undecided(code: str, record: UsageRecord, now_ms: int) -> Decision:
     return Decision(
-        False, code, record.feature, record.amount, 0, 0, (), now_ms or _wall_ms(), record.key
+        False, code, record.feature, record.amount, 0, 0, (), now_ms or wall_ms(), record.key
     )
