@@ -48,12 +48,14 @@ demo: setup
 	@$(BIN)/allotment demo $(ARGS)
 
 # What watches seconds has the machine to itself; the rest shares it, each process with servers of its own.
+ALONE := $(patsubst %,tests/e2e/test_%.py,chaos cli_up demo postgres_killed worker worker_killed)
+
 test: lint
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --ignore=tests/e2e
-	@$(BIN)/python -m pytest tests/e2e
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ALONE:%=--ignore=%)
+	@$(BIN)/python -m pytest $(ALONE)
 endif
 
 lint: setup
