@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from quota.period import Calendar, window_at
 from quota.values import instant_ms, instant_of
 from service.database import statement
+from service.opened import has_units_of
 from service.recount import PERIODS
 
 if TYPE_CHECKING:
@@ -248,8 +249,13 @@ async def _compare_windows(
 
 
 def _held_in_window(holds: Sequence[Any], row: Any) -> int:
-    window = [row["seconds"], row["end_ms"]]
-    return sum(hold["amount"] for hold in holds if window in json.loads(hold["windows"]))
+    seconds, end_ms = row["seconds"], row["end_ms"]
+    return sum(
+        hold["amount"]
+        for hold in holds
+        for length, hold_end_ms in json.loads(hold["windows"])
+        if length == seconds and has_units_of(end_ms, hold_end_ms, seconds=seconds)
+    )
 
 
 def _limited_throughout(user: Any, row: Any, rules: Rules | None) -> bool:

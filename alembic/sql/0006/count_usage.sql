@@ -105,21 +105,23 @@ BEGIN
         cycle_start = greatest(c.cycle_start, excluded.cycle_start),
         lifetime_used = c.lifetime_used + excluded.lifetime_used;
 
-    -- The windows that run, and those that this use opens because a limit of the tier counts in such a window.
+    -- The windows that run, and those that a limit of the tier counts in: where none runs, this use opens one.  It does
+    -- not know of one that Redis has opened and nobody has applied yet, nor Redis of this one: they become one then.
     INSERT INTO usage_windows AS w (user_id, feature, seconds, ends_at, used)
-    SELECT who, name, s.seconds, coalesce(r.ends_at, at + make_interval(secs => s.seconds)), units
+    SELECT who, name, s.seconds, at + make_interval(secs => s.seconds), units
     FROM (
         SELECT k.seconds FROM usage_windows k WHERE k.user_id = who AND k.feature = name AND k.ends_at > at
         UNION
         SELECT substr(l.per, 8)::int FROM usage_limits_of(member.tier, name) l WHERE l.per LIKE 'window:%'
     ) s
-    LEFT JOIN usage_windows r ON r.user_id = who AND r.feature = name AND r.seconds = s.seconds AND r.ends_at > at
-    WHERE r.ends_at IS NULL OR at >= r.ends_at - make_interval(secs => r.seconds)
     ORDER BY 3
     ON CONFLICT (user_id, feature, seconds) DO UPDATE  -- as worker/sql/add_windows.sql does
-    SET used = CASE WHEN excluded.ends_at > w.ends_at THEN excluded.used
-                    WHEN excluded.ends_at = w.ends_at THEN w.used + excluded.used ELSE w.used END,
-        ends_at = greatest(w.ends_at, excluded.ends_at);
+    SET used = CASE WHEN w.ends_at <= at THEN excluded.used
+                    WHEN excluded.ends_at <= w.ends_at - make_interval(secs => w.seconds) THEN w.used
+                    ELSE w.used + excluded.used END,
+        ends_at = CASE WHEN w.ends_at <= at THEN excluded.ends_at
+                       WHEN excluded.ends_at <= w.ends_at - make_interval(secs => w.seconds) THEN w.ends_at
+                       ELSE least(w.ends_at, excluded.ends_at) END;
 
     INSERT INTO stale_users (user_id) VALUES (who);
     RETURN total;
