@@ -70,13 +70,14 @@ async def used(deps: Deps, feature: str = "event", user: str = "user-1") -> dict
     return {limit.per: limit.used for limit in decision.limits}
 
 
-async def wrong(deps: Deps) -> list[Any]:
+async def wrong(deps: Deps, *, at: datetime | None = None) -> list[Any]:
     """What `allotment verify` finds."""
     verifier = Verifier(
         deps.database,
         await stored_rules(deps.database),
         shards=len(deps.keys.shards),
         grace_ms=3_600_000,
+        at=at,
     )
     return (await verifier.run()).findings
 
@@ -336,6 +337,21 @@ async def test_what_comes_back_of_a_hold_leaves_the_window_that_both_have_become
     await unpriced.forget("user-1")
     assert await used(deps) == {"day": 15, "window:3600": 15}
     assert await wrong(deps) == []
+
+
+async def test_a_window_that_redis_went_on_with_after_its_end_is_no_finding(unpriced: Real):
+    deps, at = unpriced.deps, datetime.now(UTC)
+    await deps.quota.check("user-1", "event")
+    await increment(deps, amount=5)
+    for minutes in (30, 70):  # no worker has come round to tell Redis
+        await deps.quota.consume("user-1", "event", 10, now=at + timedelta(minutes=minutes))
+    await unpriced.apply()
+
+    found = await wrong(deps, at=at + timedelta(minutes=71))
+
+    (row,) = await sql(deps, "SELECT used FROM usage_windows")
+    assert row["used"] == 25
+    assert [one for one in found if one.difference.figure.startswith("usage_windows")] == []
 
 
 async def test_runs_with_several_windows_of_a_user_are_written_one_after_the_other(unpriced: Real):
