@@ -9,9 +9,9 @@ import typer
 from cli.options import AsJson
 from cli.output import Output, printable, table
 from cli.session import open_session, run
-from quota.errors import InvalidValueError
 from quota.values import parse_feature
 from service.adoption import DAYS_MAX, adoption, adoption_of
+from service.bounds import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,11 +39,10 @@ def command(
 ) -> None:
     """Show how many users have used each feature, ever and lately, and since when.
 
-    Days are those of UTC, today is one of them. A share is of all users, or of those who are on a
+    Days are whole ones of UTC, today and so many before it. A share is of all users, or of those who are on a
     tier now. Units are net of refunds.
     """
-    if not 1 <= days <= DAYS_MAX:
-        raise InvalidValueError("days", days, f"an integer from 1 to {DAYS_MAX}")
+    check_number(days, field="days", most=DAYS_MAX)
     output = Output(as_json=as_json)
     run(_all(output, days) if feature is None else _one(output, parse_feature(feature), days))
 

@@ -165,7 +165,7 @@ class UsageUsersByLastDay(SQLModel, table=True):
 
 
 class UsageLast30Days(SQLModel, table=True):
-    """Usage of a user on this UTC day and the 29 before it (seed 003: ranking)."""
+    """Usage of a user on this UTC day and the 30 before it: all since an instant 30 days ago (seed 003: ranking)."""
 
     __tablename__ = "usage_last_30_days"
     __table_args__ = (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
-from quota.errors import InvalidValueError
 from quota.values import instant_ms, instant_text
+from service.bounds import check_number
 from service.database import statement
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ DAYS_MAX = 36_500  # a hundred years: longer than anything was used
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """Users who used a feature: ever, and within the last days, of UTC and with today; of everyone there is.
+    """Users who used a feature: ever, and within the last days; of everyone there is.
 
-    *units* are net of refunds, *recent_units* those of the last days, as new as the last fold; None of a tier.
-    Who has refunded all is no user. *first_used_on* is a UTC day, None of a tier and where no record is that old.
+    The last N days begin with the UTC day in which the instant N days ago lies. *units* are net of refunds,
+    *recent_units* those of the last days, as new as the last fold; None of a tier. Who has refunded all is no user, and
+    who has refunded all of the last days no recent one. *first_used_on* is a UTC day, None of a tier and where no
+    record is that old; *last_used_at* is of any use, also of one that was refunded.
     """
 
     feature: str
@@ -71,7 +73,19 @@ async def adoption(
     since = await _since(connection, days, at)
     everyone: int = await connection.fetchval("SELECT count(*) FROM users")
     rows = await connection.fetch(statement("service", "adoption"), since)
-    return [Adoption(everyone=everyone, **row) for row in rows]
+    return [
+        Adoption(
+            row["feature"],
+            users=row["users"],
+            recent_users=row["recent_users"],
+            everyone=everyone,
+            units=int(row["units"]),
+            recent_units=int(row["recent_units"]),
+            first_used_on=row["first_used_on"],
+            last_used_at=row["last_used_at"],
+        )
+        for row in rows
+    ]
 
 
 async def adoption_of(
@@ -92,7 +106,7 @@ async def adoption_of(
         recent_users=sum(one.recent_users for one in tiers),
         everyone=sum(one.everyone for one in tiers),
         units=sum(one.units for one in tiers),
-        recent_units=next((row["recent_units"] for row in rows), 0),
+        recent_units=next((int(row["recent_units"]) for row in rows), 0),
         first_used_on=next((row["first_used_on"] for row in rows), None),
         last_used_at=max((one.last_used_at for one in tiers if one.last_used_at), default=None),
     )
@@ -105,7 +119,7 @@ def _of_tier(feature: str, row: Any) -> Adoption:
         users=row["users"],
         recent_users=row["recent_users"],
         everyone=row["everyone"],
-        units=row["units"],
+        units=int(row["units"]),
         recent_units=None,  # tiers change, and days are not summed up by them
         first_used_on=None,
         last_used_at=row["last_used_at"],
@@ -113,11 +127,10 @@ def _of_tier(feature: str, row: Any) -> Adoption:
 
 
 async def _since(connection: asyncpg.Connection[Any], days: int, at: datetime | None) -> datetime:
-    if not 1 <= days <= DAYS_MAX:
-        raise InvalidValueError("days", days, f"an integer from 1 to {DAYS_MAX}")
+    check_number(days, field="days", most=DAYS_MAX)
     now: datetime = at or await connection.fetchval("SELECT now()")
     today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return today - timedelta(days=days - 1)
+    return today - timedelta(days=days)
 
 
 def _text(instant: datetime | None) -> str | None:

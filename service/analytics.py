@@ -1,8 +1,12 @@
 """The queries of seed 003, each a function: what a user did, what everybody did, and who did most.
 
-A range is whole UTC days: today and those before it. What spans one is read from the rollups, net of refunds and
-some seconds behind (`service.rollups`), and never from the log of usage. Every one is asked on somebody's behalf:
-a user sees own rows, whatever user is asked for; what is of everybody is for admins.
+A range is whole UTC days: the last N begin with the day in which the instant N days ago lies, so that they have all
+that the seed's queries count, and of that first day what was before it. What spans a range is read from the rollups,
+net of refunds and some seconds behind (`service.rollups`), and never from the log of usage. Every query is asked on
+somebody's behalf: a user sees own rows, whatever user is asked for; what is of everybody is for admins.
+
+Each raises InvalidValueError where *days*, *weeks* or *limit* is no integer from 1 to `DAYS_MAX`, `WEEKS_MAX` or
+`ROWS_MAX`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from service.bounds import check_number
 from service.database import statement
 from service.identity import acting_as
 from service.rollups import WINDOW_DAYS
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DAYS_MAX",
     "ROWS_MAX",
+    "WEEKS_MAX",
     "WINDOW_DAYS",
     "Action",
     "CreditSummary",
@@ -47,6 +53,7 @@ __all__ = [
 
 ROWS_MAX = 1_000  # of a list that is asked for
 DAYS_MAX = 3_660  # ten years
+WEEKS_MAX = DAYS_MAX // 7
 _DAYS = 30
 _PLATFORM_DAYS = 7
 _WEEKS = 12
@@ -145,7 +152,7 @@ async def history(
     database: Database, identity: Identity, user_id: UUID, *, limit: int = _HISTORY
 ) -> list[Use]:
     """The last *limit* records of a user, the newest first."""
-    assert 1 <= limit <= ROWS_MAX
+    check_number(limit, field="limit", most=ROWS_MAX)
     rows = await _fetch(database, identity, "user_history", user_id, limit)
     return [
         Use(**{**row, "metadata": row["metadata"] and json.loads(row["metadata"])}) for row in rows
@@ -202,7 +209,7 @@ async def daily(
     days: int = _DAYS,
     today: dt.date | None = None,
 ) -> list[Day]:
-    """What a user did on each of the last *days* on which it did something, the newest first."""
+    """What a user did on each UTC day of the last *days* on which it did something, the newest first."""
     return await _ask(Day, database, identity, "user_daily", user_id, _checked(days), today)
 
 
@@ -229,7 +236,7 @@ async def ranking(database: Database, identity: Identity, *, limit: int = _RANKS
     The window ends with the day of the last fold: for the seconds until the first one of a new day,
     that is yesterday.
     """
-    assert 1 <= limit <= ROWS_MAX
+    check_number(limit, field="limit", most=ROWS_MAX)
     return await _ask(Ranked, database, identity, "user_ranking", limit)
 
 
@@ -240,19 +247,19 @@ async def weekly_trends(
     weeks: int = _WEEKS,
     today: dt.date | None = None,
 ) -> list[Week]:
-    """What everybody did in each of the last *weeks* of seven days, by calendar week; the newest first.
+    """What everybody did in the last *weeks* of seven days, by calendar week; the newest first.
 
     The first calendar week is of those of its days that lie in the range.
 
     Raises:
         asyncpg.InsufficientPrivilegeError: *identity* is no admin.
     """
-    return await _ask(Week, database, identity, "platform_by_week", _checked(7 * weeks), today)
+    days = 7 * check_number(weeks, field="weeks", most=WEEKS_MAX)
+    return await _ask(Week, database, identity, "platform_by_week", days, today)
 
 
 def _checked(days: int) -> int:
-    assert 1 <= days <= DAYS_MAX
-    return days
+    return check_number(days, field="days", most=DAYS_MAX)
 
 
 async def _ask(

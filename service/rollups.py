@@ -37,7 +37,9 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-WINDOW_DAYS = 30  # of `usage_last_30_days`: this UTC day and those before it
+WINDOW_DAYS = (
+    30  # of `usage_last_30_days`: this UTC day and so many before it: the first was 30 days ago
+)
 _RUNS_MAX = 2_000  # looked at for one fold
 _RECORDS_MAX = 400_000  # in one fold: some seconds' work
 _USERS_MAX = 200  # counted anew in one fold
@@ -277,7 +279,7 @@ async def _slide_window(connection: asyncpg.Connection[Any], today: dt.date | No
     )
     assert row is not None, "the migration made it"
     before: dt.date = row["window_since"]
-    since: dt.date = (today or row["today"]) - dt.timedelta(days=WINDOW_DAYS - 1)
+    since: dt.date = (today or row["today"]) - dt.timedelta(days=WINDOW_DAYS)
     if since <= before:
         return before
     await connection.execute(

@@ -14,6 +14,7 @@ from quota.allowance import allowance_grant, allowance_id
 from quota.held import Held
 from quota.period import CALENDAR_PERIODS, Window, window_at
 from quota.values import instant_ms
+from service.opened import add_opened, has_units_of
 from service.snapshot import StoredHold, calendar_of
 from service.usage_log import COMMIT, EXPIRE, RELEASE, RESERVE
 
@@ -103,12 +104,14 @@ class Counted:
                 self.used_before[feature, per] = self.used_before.get((feature, per), 0) + units
 
     def open(self, feature: str, seconds: int, end_ms: int, units: int) -> None:
-        """Count *units* in a window opened by use; of two, the one that ends later runs."""
-        running_end_ms, before = self.opened.get((feature, seconds), (-1, 0))
-        if end_ms > running_end_ms and units > 0:
-            self.opened[feature, seconds] = (end_ms, units)
-        elif end_ms == running_end_ms:
-            self.opened[feature, seconds] = (end_ms, max(0, before + units))
+        """Count *units* in a window opened by use."""
+        running = self.opened.get((feature, seconds))
+        self.opened[feature, seconds] = add_opened(running, end_ms, units, seconds=seconds)
+
+    def opened_with(self, feature: str, seconds: int, end_ms: int) -> int:
+        """The end in ms of the window that has what was counted in the one that ends at *end_ms*."""
+        running_end_ms, _ = self.opened.get((feature, seconds), (end_ms, 0))
+        return running_end_ms if has_units_of(running_end_ms, end_ms, seconds=seconds) else end_ms
 
 
 @dataclass(slots=True)
@@ -213,7 +216,10 @@ class Standing:
             self.account.charge(cost - hold.cost, at_ms=at_ms)
 
     def _held(self, key: str, hold: StoredHold) -> Held:
-        opened = {f"window:{seconds}": end_ms for seconds, end_ms in hold.windows}
+        opened = {
+            f"window:{seconds}": self.counted.opened_with(hold.feature, seconds, end_ms)
+            for seconds, end_ms in hold.windows
+        }
         ends = {}
         for limit in self.limits_of(hold.feature):
             if limit.per in opened:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from quota.period import Calendar
     from quota.rules import AllowanceChanges
     from service.usage_log import Line
+    from worker.counts import Windows
     from worker.holding import Hold
 
 __all__ = [
@@ -98,9 +99,7 @@ class Batch:
     logs: list[tuple[Any, ...]] = field(default_factory=list)
     keys: list[tuple[UUID, UUID, Any, datetime]] = field(default_factory=list)
     usage: dict[tuple[UUID, str], list[Any]] = field(default_factory=dict)
-    windows: dict[tuple[UUID, str, int], tuple[int, int]] = field(
-        default_factory=dict
-    )  # end in ms, units
+    windows: Windows = field(default_factory=dict)
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     grants_left: list[tuple[UUID, UUID, int]] = field(default_factory=list)
     # Of those that were set back or changed: left, amount, how often, since when, used beyond it, changed when.

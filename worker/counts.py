@@ -31,7 +31,8 @@ _CALENDARS_MAX = 100_000  # users' calendars kept with the windows that ran last
 # By user and feature: units used, last use, metadata of it, starts of the periods that run, units
 # counted in each, and units counted beyond those used: an open hold's.
 Usage = dict[tuple["UUID", str], list[Any]]
-Windows = dict[tuple["UUID", str, int], tuple[int, int]]  # end in ms, units
+# Units by user, feature, seconds and end in ms of a window opened by use; what comes back is taken off.
+Windows = dict[tuple["UUID", str, int, int], int]
 
 
 @lru_cache(maxsize=65_536)
@@ -151,11 +152,7 @@ def count_windows(
     opened: Iterable[tuple[int, int]],
     amount: int,
 ) -> None:
-    """Add to each window that counts the units; a later one starts over, an earlier one is past."""
+    """Add to each window that counts the units; which of several is the last, PostgreSQL knows."""
     for seconds, end_ms in opened:
-        key = (user_id, feature, seconds)
-        running_end_ms, units = windows.get(key, (end_ms, 0))
-        if end_ms > running_end_ms:
-            windows[key] = (end_ms, amount)
-        elif end_ms == running_end_ms:
-            windows[key] = (end_ms, units + amount)
+        key = (user_id, feature, seconds, end_ms)
+        windows[key] = windows.get(key, 0) + amount

@@ -16,12 +16,14 @@ from worker.counts import PERIODS
 from worker.purse import ENTRY_COLUMNS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
+    from uuid import UUID
 
     import asyncpg
 
     from worker.batch import Batch
+    from worker.counts import Windows
     from worker.holding import Hold
 
 __all__ = ["columns", "write"]
@@ -113,11 +115,25 @@ async def _write_usage(connection: asyncpg.Connection[Any], batch: Batch) -> Non
     await connection.execute(
         statement("worker", "add_counters"), users, features, units, places, *parts, *starts
     )
-    if batch.windows:
-        rows_of_windows = [
-            (*key, instant_of(end_ms), amount) for key, (end_ms, amount) in batch.windows.items()
-        ]
-        await connection.execute(statement("worker", "add_windows"), *columns(rows_of_windows))
+    for windows in _one_by_one(batch.windows):
+        await connection.execute(statement("worker", "add_windows"), *columns(windows))
+
+
+def _one_by_one(windows: Windows) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of windows, none with two of the same user, feature and seconds: first goes what ends first."""
+    waiting = sorted(windows.items(), key=lambda window: window[0][3])
+    while waiting:
+        firsts: dict[tuple[UUID, str, int], tuple[Any, ...]] = {}
+        later = []
+        for window in waiting:
+            (user_id, feature, seconds, end_ms), units = window
+            if (user_id, feature, seconds) in firsts:
+                later.append(window)
+            else:
+                row = (user_id, feature, seconds, instant_of(end_ms), units)
+                firsts[user_id, feature, seconds] = row
+        yield [*firsts.values()]
+        waiting = later
 
 
 async def _write_credits(connection: asyncpg.Connection[Any], batch: Batch) -> None:

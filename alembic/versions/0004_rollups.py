@@ -41,7 +41,7 @@ def upgrade() -> None:
     op.execute(
         """
         INSERT INTO rollup_state (window_since)
-        VALUES ((now() AT TIME ZONE 'UTC')::date - 29)
+        VALUES ((now() AT TIME ZONE 'UTC')::date - 30)
         """
     )
     op.execute("INSERT INTO stale_rollups (user_id) SELECT id FROM users ORDER BY id")

@@ -29,6 +29,7 @@ MADE = (
     "feature_usage_timestamp",
     "feature_events",
     "usage_alerts_view",
+    "find_by_schema",
 )
 
 

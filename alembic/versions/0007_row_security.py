@@ -25,14 +25,14 @@ def upgrade() -> None:
     run("0007/protect_user_rows")
     run("0007/protect_tables")
     run("0007/increment_feature_usage")
-    run("0007/find_by_schema")
+    run("0006/find_by_schema")  # who makes a function anew has made it without its path
     run("0007/grant_rest")
 
 
 def downgrade() -> None:
     """Drop the policies; the roles are the cluster's, and stay."""
     run("0006/increment_feature_usage")
-    op.execute("ALTER FUNCTION increment_feature_usage RESET search_path")
+    run("0006/find_by_schema")
     run("0007/unprotect_tables")
     op.execute("DROP FUNCTION protect_user_rows, allotment_user_id")
 

@@ -7,16 +7,19 @@ FROM (SELECT tier, count(*) AS everyone FROM users GROUP BY tier) t
 LEFT JOIN (
     SELECT u.tier,
            count(*) FILTER (WHERE g.usage_count > 0) AS users,
-           count(*) FILTER (WHERE g.usage_count > 0 AND g.last_used >= $2) AS recent_users,
-           sum(g.usage_count)::bigint AS units,
+           count(*) FILTER (WHERE g.usage_count > 0
+                              AND coalesce(l.last_day, (g.last_used AT TIME ZONE 'UTC')::date) >= ($2 AT TIME ZONE 'UTC')::date
+           ) AS recent_users,
+           sum(g.usage_count) AS units,
            max(g.last_used) FILTER (WHERE g.usage_count > 0) AS last_used_at
     FROM feature_usage g
     JOIN users u ON u.id = g.user_id
+    LEFT JOIN usage_last_days l ON l.user_id = g.user_id AND l.action = g.feature_name
     WHERE g.feature_name = $1
     GROUP BY u.tier
 ) f USING (tier)
 CROSS JOIN (
-    SELECT sum(units) FILTER (WHERE day >= ($2 AT TIME ZONE 'UTC')::date)::bigint AS units,
+    SELECT sum(units) FILTER (WHERE day >= ($2 AT TIME ZONE 'UTC')::date) AS units,
            min(day) FILTER (WHERE uses > 0) AS first_used_on
     FROM usage_daily_actions WHERE action = $1
 ) d

@@ -1,8 +1,8 @@
 -- platform_by_action (seed 003): what everybody did in the last days, by action.
--- $1 int days   $2 date: the last of them, or null for today, UTC
+-- $1 int days before the last   $2 date: the last, or null for today, UTC
 -- Users are exact while that is the last day: who did an action last since the first day did it since then.
 WITH asked AS MATERIALIZED (
-    SELECT coalesce($2::date, (now() AT TIME ZONE 'UTC')::date) - $1::int + 1 AS first_day,
+    SELECT coalesce($2::date, (now() AT TIME ZONE 'UTC')::date) - $1::int AS first_day,
            coalesce($2::date, (now() AT TIME ZONE 'UTC')::date) AS last_day
 ), users AS (
     SELECT action, sum(users)::bigint AS users

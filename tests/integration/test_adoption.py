@@ -37,13 +37,15 @@ async def used(deps: Deps, apply_tiers: Any) -> None:
         ("anna", "export", 1, 60),
         ("bert", "export", 2, 60.5),
         ("anna", "export", 4, 3),
-        ("bert", "share", 1, 29.5),  # on the first of 30 days
-        ("cleo", "share", 1, 30.0),  # on the one before
+        ("bert", "share", 1, 30.4),  # on the day in which the instant 30 days ago lies
+        ("cleo", "share", 1, 30.6),  # on the one before
     ):
         await deps.quota.record(user, feature, amount, now=ago(days))
     await deps.quota.record("cleo", "undone", 1, key="undone", now=ago(2))
+    await deps.quota.record("bert", "export", 1, key="again", now=ago(2))
     await deps.drain.run(seconds_max=30)
     await deps.quota.refund("undone", user_id="cleo", now=ago(1))
+    await deps.quota.refund("again", user_id="bert", now=ago(1))
     await fold_all(deps.database, seconds_max=30)
 
 
@@ -55,7 +57,7 @@ async def test_each_feature_has_its_users_ever_and_lately(deps: Deps, used: None
     export, share, undone = found
     assert (export.users, export.recent_users, export.everyone) == (2, 1, 4)
     assert (export.units, export.recent_units, export.share) == (7, 4, 0.5)
-    assert (export.first_used_on, export.last_used_at) == (ago(60.5).date(), ago(3))
+    assert (export.first_used_on, export.last_used_at) == (ago(60.5).date(), ago(2))
     assert (share.users, share.recent_users, share.recent_units) == (2, 1, 1)
     assert (undone.users, undone.recent_users, undone.units) == (0, 0, 0)
     assert undone.first_used_on is undone.last_used_at is None
@@ -83,8 +85,38 @@ async def test_a_feature_that_nobody_used_has_no_users(deps: Deps, used: None):
     assert by_tier["free"].everyone == 3
 
 
-@pytest.mark.parametrize("days", [0, -1, 36_501])
-async def test_days_that_can_not_be_are_refused(deps: Deps, days: int):
+async def test_use_that_no_fold_has_seen_is_recent_by_itself(deps: Deps, used: None):
+    """And so is what came over from a legacy table, of which there is no log."""
+    await deps.quota.record("dora", "share", 1, now=ago(0.1))
+    await deps.drain.run(seconds_max=30)
+
+    async with deps.database.connection() as connection:
+        whole, by_tier = await adoption_of(connection, "share", days=30, at=NOW)
+        every = await adoption(connection, days=30, at=NOW)
+
+    assert (whole.recent_users, by_tier["free"].recent_users) == (2, 1)
+    assert next(one.recent_users for one in every if one.feature == "share") == 2
+
+
+async def test_units_of_everybody_may_be_more_than_a_counter_has(deps: Deps):
+    async with deps.database.connection() as connection:
+        await connection.execute(
+            """
+            INSERT INTO users (id, tier) SELECT gen_random_uuid(), 'free' FROM generate_series(1, 1100);
+            INSERT INTO feature_usage (user_id, feature_name, usage_count)
+            SELECT id, 'export', 9007199254740991 FROM users
+            """
+        )
+        (export,) = await adoption(connection, days=30)
+        whole, by_tier = await adoption_of(connection, "export", days=30)
+
+    expected = 1100 * (2**53 - 1)
+    assert [one.units for one in (export, whole, by_tier["free"])] == [expected] * 3
+    assert type(export.as_dict()["units"]) is int
+
+
+@pytest.mark.parametrize("days", [0, -1, 36_501, True, "30"])
+async def test_days_that_can_not_be_are_refused(deps: Deps, days: Any):
     async with deps.database.connection() as connection:
         with pytest.raises(InvalidValueError, match="days"):
             await adoption(connection, days=days)

@@ -13,6 +13,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from quota.errors import InvalidValueError
 from service import analytics
 from service.database import Database, statement
 from service.identity import Identity, acting_as
@@ -92,7 +93,7 @@ SEED = {
 }
 SINCE = """
     CREATE FUNCTION pg_temp.since(days int) RETURNS timestamptz STABLE
-    RETURN ((now() AT TIME ZONE 'UTC')::date - days + 1)::timestamp AT TIME ZONE 'UTC'
+    RETURN ((now() AT TIME ZONE 'UTC')::date - days)::timestamp AT TIME ZONE 'UTC'
 """
 OF_A_USER = ("history", "credit_summary", "by_action", "by_format_and_quality", "daily")
 OF_EVERYBODY = ("platform", "weekly_trends")
@@ -139,19 +140,34 @@ async def test_a_user_is_answered_of_oneself_alone(database: Database):
     assert {row.user_id for row in await analytics.ranking(database, anna)} == {ANNA}
 
 
-async def test_a_range_is_today_and_the_days_before_it(
+async def test_a_range_is_today_and_so_many_days_before_it(
     database: Database, owner: asyncpg.Connection[Any]
 ):
     newest = await owner.fetchval("SELECT max(day) FROM usage_daily WHERE user_id = $1", ANNA)
+    before, day = newest - dt.timedelta(days=1), dt.timedelta(days=1)
 
-    (last,) = await analytics.daily(database, ADMIN, ANNA, days=1, today=newest)
-    two = await analytics.daily(database, ADMIN, ANNA, days=2, today=newest)
-    later = await analytics.daily(
-        database, ADMIN, ANNA, days=1, today=newest + dt.timedelta(days=1)
-    )
+    found = await analytics.daily(database, ADMIN, ANNA, days=1, today=newest)
+    later = await analytics.daily(database, ADMIN, ANNA, days=1, today=newest + day)
+    latest = await analytics.daily(database, ADMIN, ANNA, days=1, today=newest + 2 * day)
 
-    assert (last.day, two[0], two[1].day) == (newest, last, newest - dt.timedelta(days=1))
-    assert later == []
+    assert [one.day for one in found] == [newest, before]
+    assert later == found[:1]
+    assert latest == []
+
+
+@pytest.mark.parametrize("found", [0, -1, True, "30", 2.0, None, 10**6])
+async def test_what_can_not_be_asked_is_refused_with_its_field(database_url: str, found: Any):
+    async with Database(sqlalchemy_url(database_url), pool_max=1) as opened:
+        refused: dict[str, Any] = {
+            "days": lambda: analytics.daily(opened, ADMIN, ANNA, days=found),
+            "weeks": lambda: analytics.weekly_trends(opened, ADMIN, weeks=found),
+            "limit": lambda: analytics.ranking(opened, ADMIN, limit=found),
+        }
+        for field, ask in refused.items():
+            with pytest.raises(InvalidValueError, match=f"^{field}: .*from 1 to .*, found "):
+                await ask()
+        with pytest.raises(InvalidValueError, match="limit: "):
+            await analytics.history(opened, ADMIN, ANNA, limit=found)
 
 
 async def plan(

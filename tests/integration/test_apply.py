@@ -260,3 +260,15 @@ async def test_ids_are_looked_up_by_key_though_the_statistics_say_that_there_are
     assert (pages["relpages"] > 0, pages["reltuples"]) == (True, 0)
     assert "using usage_logs_default_pkey" in plan
     assert "Index Cond: ((ROW(id, user_id) >=" in plan
+
+
+async def test_a_count_that_somebody_has_left_empty_counts_on(deps: Deps) -> None:
+    async with deps.database.connection() as connection:
+        await deps.quota.record("user-1", "tokens", 1)
+        await deps.drain.run(seconds_max=60)
+        await connection.execute("UPDATE feature_usage SET usage_count = NULL")
+
+        await deps.quota.record("user-1", "tokens", 2)
+        await deps.drain.run(seconds_max=60)
+
+        assert await connection.fetchval("SELECT usage_count FROM feature_usage") == 2

@@ -45,6 +45,12 @@ async def real(deps: Deps, apply_tiers: Any) -> Real:
     return Real(deps)
 
 
+@pytest.fixture
+async def unpriced(deps: Deps, apply_tiers: Any) -> Real:
+    await apply_tiers(deps, {**TIERS, "features": {}})
+    return Real(deps)
+
+
 async def sql(deps: Deps, query: str, *arguments: Any) -> list[Any]:
     async with deps.database.connection() as connection:
         return list(await connection.fetch(query, *arguments))
@@ -64,13 +70,14 @@ async def used(deps: Deps, feature: str = "event", user: str = "user-1") -> dict
     return {limit.per: limit.used for limit in decision.limits}
 
 
-async def wrong(deps: Deps) -> list[Any]:
+async def wrong(deps: Deps, *, at: datetime | None = None) -> list[Any]:
     """What `allotment verify` finds."""
     verifier = Verifier(
         deps.database,
         await stored_rules(deps.database),
         shards=len(deps.keys.shards),
         grace_ms=3_600_000,
+        at=at,
     )
     return (await verifier.run()).findings
 
@@ -270,7 +277,99 @@ async def test_while_users_are_served_and_applied_nothing_is_lost_or_doubled(rea
     (row,) = await sql(deps, "SELECT usage_count FROM feature_usage")
     assert served["day"] == row["usage_count"] == expected
     assert (await used(deps))["day"] == expected
-    assert [one for one in await wrong(deps) if one.difference.figure != "usage_windows.used"] == []
+    assert await wrong(deps) == []
+
+
+async def test_a_window_that_redis_opened_and_nobody_applied_is_one_with_that_of_sql(
+    unpriced: Real,
+):
+    deps = unpriced.deps
+    await deps.quota.consume("user-1", "event", 50)
+    await increment(deps, amount=5)
+    before = await used(deps)
+    await unpriced.apply()
+    await unpriced.forget("user-1")  # what is asked now is what PostgreSQL has
+
+    decision = await deps.quota.consume("user-1", "event", 6)
+
+    assert before == await used(deps) == {"day": 55, "window:3600": 55}
+    assert decision.code == "limit_exceeded"
+    assert (decision.used, decision.limit) == (55, 60)
+    assert await wrong(deps) == []
+
+
+async def test_a_window_that_redis_opens_before_it_hears_of_that_of_sql_is_one_with_it(
+    unpriced: Real,
+):
+    deps = unpriced.deps
+    await deps.quota.check("user-1", "event")  # Redis has the user
+    await increment(deps, amount=5)
+    await deps.quota.consume("user-1", "event", 40)
+
+    waiting = await used(deps)
+    await unpriced.apply()
+    await unpriced.forget("user-1")
+
+    assert waiting == await used(deps) == {"day": 45, "window:3600": 45}
+    assert await wrong(deps) == []
+
+
+@pytest.mark.parametrize("applied", ["first", "before the end", "after the end"])
+async def test_what_comes_back_of_a_hold_leaves_the_window_that_both_have_become(
+    unpriced: Real, applied: str
+):
+    deps = unpriced.deps
+    await deps.quota.check("user-1", "event")
+    if applied == "before the end":
+        await increment(deps, amount=5)
+    await deps.quota.reserve("user-1", "event", 30, key="hold")
+    if applied == "first":
+        await unpriced.apply()
+    if applied != "before the end":
+        await increment(deps, amount=5)
+    assert await used(deps) == {"day": 35, "window:3600": 35}
+    if applied == "before the end":
+        await unpriced.apply()
+    await deps.quota.commit("user-1", "hold", 10)
+
+    served = {one.per: one.used for one in (await deps.quota.check("user-1", "event")).limits}
+    await unpriced.apply()
+
+    assert served == {"day": 15, "window:3600": 15}
+    await unpriced.forget("user-1")
+    assert await used(deps) == {"day": 15, "window:3600": 15}
+    assert await wrong(deps) == []
+
+
+async def test_a_window_that_redis_went_on_with_after_its_end_is_no_finding(unpriced: Real):
+    deps, at = unpriced.deps, datetime.now(UTC)
+    await deps.quota.check("user-1", "event")
+    await increment(deps, amount=5)
+    for minutes in (30, 70):  # no worker has come round to tell Redis
+        await deps.quota.consume("user-1", "event", 10, now=at + timedelta(minutes=minutes))
+    await unpriced.apply()
+
+    found = await wrong(deps, at=at + timedelta(minutes=71))
+
+    (row,) = await sql(deps, "SELECT used FROM usage_windows")
+    assert row["used"] == 25
+    assert [one for one in found if one.difference.figure.startswith("usage_windows")] == []
+
+
+async def test_runs_with_several_windows_of_a_user_are_written_one_after_the_other(unpriced: Real):
+    """As does a log in which Redis had opened a window, was told of that of SQL, and opened the next."""
+    deps, at = unpriced.deps, datetime.now(UTC)
+    await deps.quota.consume("user-1", "event", 10, now=at)
+    await increment(deps, amount=5)
+    await used(deps)
+    await deps.quota.consume("user-1", "event", 7, now=at + timedelta(hours=1, seconds=1))
+    await deps.quota.consume("user-1", "event", 8, now=at + timedelta(hours=2, seconds=2))
+
+    await unpriced.apply()
+
+    (row,) = await sql(deps, "SELECT used, ends_at FROM usage_windows")
+    assert row["used"] == 8
+    assert row["ends_at"] == instant_of(instant_ms(at)) + timedelta(hours=3, seconds=2)
 
 
 class StoppingRedis(Redis):

@@ -30,7 +30,7 @@ from worker.jobs import fold_usage
 
 START = datetime(2025, 3, 1, 10, tzinfo=UTC)
 TODAY = date(2025, 3, 31)
-SINCE = TODAY - timedelta(days=29)
+SINCE = TODAY - timedelta(days=30)
 ZONES = ("UTC", "Asia/Tokyo", "America/Los_Angeles")
 FEATURES = ("conversations", "seconds", "completed_sessions", "realtime_sessions", "anki_exports")
 OPEN: dict[str, Any] = {
@@ -502,7 +502,7 @@ async def test_days_that_leave_the_window_are_taken_out_once(on_open_tiers: Deps
     await record(deps, "a", {"seconds": 4}, START + timedelta(days=3))
     await record(deps, "b", {"seconds": 2}, START)
     await settle(deps)
-    today = START.date() + timedelta(days=29)
+    today = START.date() + timedelta(days=30)
     await fold(deps, today)
     await check(deps, START.date())
 

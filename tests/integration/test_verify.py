@@ -190,7 +190,7 @@ async def standing(deps: Deps) -> Day:
     """One user with something of everything: a window, an open hold, a grant, overage, a late record."""
     day = Day(Real(deps), 0)
     await day.begin()
-    for user in ("anna", "bert"):
+    for user in ("bert", "anna"):  # whose window runs still
         await day.ask("grant", user, id="gift", amount="5")
         await day.ask("consume", user, feature="a", amount=4, key="one")
         await day.ask("reserve", user, feature="a", amount=2, ttl=86_400, key="held")

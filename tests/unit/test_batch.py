@@ -19,6 +19,7 @@ from quota.period import Calendar, window_at
 from quota.rules import Allowance, AllowanceChanges
 from quota.values import MICRO, instant_ms, instant_of, new_key, uuid7_time_ms
 from quota.wire import mark_of
+from service.opened import add_opened
 from service.usage_log import Code, Line
 from worker.batch import COLUMNS, KEY_SKEW_MS, PERIODS, Batch, Member, fold, keyed
 from worker.holding import OPEN, Hold
@@ -28,6 +29,9 @@ HOUR_MS = 3_600_000
 BERLIN, UTC_CALENDAR = Calendar("Europe/Berlin"), Calendar("UTC", BOUNDARY_MS - 5, 1)
 USERS = (UUID(int=1), UUID(int=2))
 NUMBER = {name: place for place, name in enumerate(COLUMNS)}
+WINDOW_S = 300
+# The second overlaps with the first, which plain SQL has opened, and the third with the second only.
+WINDOW_ENDS_MS = (300_000, 400_000, 650_000, 951_000)
 
 Logged = tuple[UUID, Line, int, int, str]
 # In the log: user, line, cost, instant, id of the entry.
@@ -64,17 +68,22 @@ lines = st.builds(
     feature=st.sampled_from(["tokens", "calls"]),
     amount=st.integers(1, 9),
     metadata=st.sampled_from([msgspec.Raw(b"null"), msgspec.Raw(b'{"a":1}'), msgspec.Raw(b"{}")]),
-    windows=st.none() | st.lists(st.tuples(st.just(300), st.sampled_from([1_000, 2_000]))),
+    windows=st.none() | st.tuples(st.tuples(st.just(WINDOW_S), st.sampled_from(WINDOW_ENDS_MS))),
 )
 
 
 def in_order(run: list[Logged]) -> list[Logged]:
-    """As the log has them: by time, and each under a key of its own."""
+    """As the log has them: by time, each under a key of its own, a window after the other."""
     run = sorted(run, key=lambda line: line[3])
+    windows = iter(sorted(line.windows for _, line, *_ in run if line.windows))
     return [
         (
             user,
-            msgspec.structs.replace(line, key=f"{line.key[:-4]}{number:04x}"),
+            msgspec.structs.replace(
+                line,
+                key=f"{line.key[:-4]}{number:04x}",
+                windows=[*next(windows)] if line.windows else None,
+            ),
             cost,
             at_ms,
             entry,
@@ -136,8 +145,12 @@ class Stored:
         for key, row in batch.usage.items():
             self._add_used(key, row)
             self._add_counters(key, row)
-        for window, (end_ms, units) in batch.windows.items():
-            self._add_window(window, end_ms, units)
+        in_turn = sorted(batch.windows.items(), key=lambda one: one[0][3])
+        for (user, feature, seconds, end_ms), units in in_turn:
+            window = (user, feature, seconds)
+            self.windows[window] = add_opened(
+                self.windows.get(window), end_ms, units, seconds=seconds
+            )
         for hold in (*batch.holds_made, *batch.holds_changed):
             self.holds[hold.user_id, hold.key] = hold
         for user in self.of:
@@ -179,13 +192,6 @@ class Stored:
                 stored[1][place], stored[2][place] = start, count
             elif start == stored[1][place]:
                 stored[2][place] += count
-
-    def _add_window(self, key: Any, end_ms: int, units: int) -> None:
-        running_end_ms, before = self.windows.get(key, (end_ms, 0))
-        if end_ms > running_end_ms:
-            self.windows[key] = (end_ms, units)
-        elif end_ms == running_end_ms:
-            self.windows[key] = (end_ms, before + units)
 
     def _settle(self, user: UUID, batch: Batch) -> None:
         member = self.of[user]
@@ -262,12 +268,14 @@ def runs_with_holds(draw: st.DrawFn) -> list[Logged]:
     at_ms = BOUNDARY_MS - 6 * HOUR_MS
     run: list[Logged] = []
     reserved: list[tuple[UUID, str, str, int]] = []
+    place = draw(st.integers(0, 3))
     for number, (halves, op) in enumerate(steps):
         before_ms, at_ms = at_ms, at_ms + halves * HOUR_MS // 4 + number
         user, feature = draw(st.sampled_from(USERS)), draw(st.sampled_from(["tokens", "calls"]))
         key = draw(st.sampled_from([f"key-{number}", new_key(now_ms=at_ms)]))
         amount, price = draw(st.integers(1, 9)), draw(st.integers(0, 8))
-        fields: dict[str, Any] = {"windows": [(300, draw(st.sampled_from([1_000, 2_000])))]}
+        place += draw(st.sampled_from([0, 0, 0, 1]))
+        fields: dict[str, Any] = {"windows": [(WINDOW_S, WINDOW_ENDS_MS[min(place, 3)])]}
         if op == "l":
             fields["occurred_at_ms"] = at_ms + draw(st.integers(-12, 1)) * HOUR_MS // 4
         if op == "h":
@@ -339,7 +347,10 @@ def test_two_folds_of_the_halves_come_to_one_fold_of_the_whole(
 ):
     cut = data.draw(st.integers(0, len(run)))
     of = with_allowance(members(*purse, calendar=calendar), allowances, stored=stored)
-    whole, halves = Stored(dict(of)), Stored(dict(of))
+    opened = data.draw(
+        st.sampled_from([{}, {(USERS[0], "tokens", WINDOW_S): (WINDOW_ENDS_MS[0], 5)}])
+    )
+    whole, halves = Stored(dict(of), windows={**opened}), Stored(dict(of), windows={**opened})
 
     whole.apply(run)
     if data.draw(st.booleans()):  # the rules that change it are applied between the two

@@ -6,6 +6,6 @@ FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[], $5::text[])
      AS u(user_id, feature, units, last_used, metadata)
 ORDER BY u.user_id, u.feature
 ON CONFLICT (user_id, feature_name) DO UPDATE
-SET usage_count = f.usage_count + excluded.usage_count,
+SET usage_count = coalesce(f.usage_count, 0) + excluded.usage_count,  -- seed 000 has no NOT NULL
     last_used = greatest(f.last_used, excluded.last_used),
     metadata = CASE WHEN excluded.last_used >= f.last_used THEN coalesce(excluded.metadata, f.metadata) ELSE f.metadata END

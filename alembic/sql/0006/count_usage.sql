@@ -1,6 +1,7 @@
 -- count_usage: log units of a feature as used now, and count them wherever the worker counts what it applies.
 -- who: the user, made on the default tier if there is none   name: the feature   units: 1 to 2^53 - 1
 -- details: a JSON object, or null   Returns the units that the user ever used of the feature.
+-- Setting   allotment.auto_provision: off refuses a user who is not there; of a database, as AUTO_PROVISION is not seen here
 --
 -- What is used is not asked for here: no limit denies it, and it costs no credits.  Redis drops the user by the
 -- note in stale_users, and its next decision loads what this has counted: a load that has read the user before
@@ -9,7 +10,8 @@
 -- Locks are taken in the order in which a worker takes them: the user's row (shared; who moves the user to
 -- another calendar waits), feature_usage, usage_counters, usage_windows.  The row of feature_usage has the
 -- calls for a user and feature come one after the other, and the instant is that of having its lock: a later
--- call never counts in an earlier window.
+-- call never counts in an earlier window.  A worker waits for that row, and with it all users of the shard: a session
+-- that has counted and then does nothing with its transaction is ended.
 CREATE FUNCTION count_usage(who uuid, name text, units bigint, details jsonb) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -17,6 +19,8 @@ DECLARE
     at timestamptz;
     record uuid;
     total bigint;
+    lifetime bigint;
+    idle_max CONSTANT text := '10s';
 BEGIN
     IF who IS NULL THEN
         RAISE EXCEPTION 'user_id: expected the id of a user, not null' USING ERRCODE = 'invalid_parameter_value';
@@ -37,8 +41,15 @@ BEGIN
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
 
+    IF current_setting('idle_in_transaction_session_timeout')::interval NOT BETWEEN '1 ms' AND idle_max::interval THEN
+        PERFORM set_config('idle_in_transaction_session_timeout', idle_max, true);
+    END IF;
     SELECT * INTO member FROM users WHERE id = who FOR KEY SHARE;
     IF NOT FOUND THEN
+        IF NOT coalesce(nullif(current_setting('allotment.auto_provision', true), ''), 'on')::boolean THEN
+            RAISE EXCEPTION 'unknown_user: there is no user %, and allotment.auto_provision is off', who
+                USING ERRCODE = 'no_data_found', HINT = 'Make the user first: allotment user set USER --tier TIER';
+        END IF;
         INSERT INTO users (id, tier, anchor)
         SELECT who, t.name, date_trunc('milliseconds', clock_timestamp())
         FROM tiers t WHERE t.is_default ORDER BY t.version DESC LIMIT 1
@@ -103,23 +114,31 @@ BEGIN
                           WHEN excluded.cycle_start = c.cycle_start THEN c.cycle_used + excluded.cycle_used
                           ELSE c.cycle_used END,
         cycle_start = greatest(c.cycle_start, excluded.cycle_start),
-        lifetime_used = c.lifetime_used + excluded.lifetime_used;
+        lifetime_used = c.lifetime_used + excluded.lifetime_used
+    RETURNING c.lifetime_used INTO lifetime;
+    IF greatest(total, lifetime) > 9007199254740991 THEN  -- Redis counts in doubles, and would decide nothing any more
+        RAISE EXCEPTION 'amount: % with the % of % that there are is more than 9007199254740991',
+            units, greatest(total, lifetime) - units, name
+            USING ERRCODE = 'numeric_value_out_of_range';
+    END IF;
 
-    -- The windows that run, and those that this use opens because a limit of the tier counts in such a window.
+    -- The windows that run, and those that a limit of the tier counts in: where none runs, this use opens one.  It does
+    -- not know of one that Redis has opened and nobody has applied yet, nor Redis of this one: they become one then.
     INSERT INTO usage_windows AS w (user_id, feature, seconds, ends_at, used)
-    SELECT who, name, s.seconds, coalesce(r.ends_at, at + make_interval(secs => s.seconds)), units
+    SELECT who, name, s.seconds, at + make_interval(secs => s.seconds), units
     FROM (
         SELECT k.seconds FROM usage_windows k WHERE k.user_id = who AND k.feature = name AND k.ends_at > at
         UNION
         SELECT substr(l.per, 8)::int FROM usage_limits_of(member.tier, name) l WHERE l.per LIKE 'window:%'
     ) s
-    LEFT JOIN usage_windows r ON r.user_id = who AND r.feature = name AND r.seconds = s.seconds AND r.ends_at > at
-    WHERE r.ends_at IS NULL OR at >= r.ends_at - make_interval(secs => r.seconds)
     ORDER BY 3
     ON CONFLICT (user_id, feature, seconds) DO UPDATE  -- as worker/sql/add_windows.sql does
-    SET used = CASE WHEN excluded.ends_at > w.ends_at THEN excluded.used
-                    WHEN excluded.ends_at = w.ends_at THEN w.used + excluded.used ELSE w.used END,
-        ends_at = greatest(w.ends_at, excluded.ends_at);
+    SET used = CASE WHEN w.ends_at <= at THEN excluded.used
+                    WHEN excluded.ends_at <= w.ends_at - make_interval(secs => w.seconds) THEN w.used
+                    ELSE w.used + excluded.used END,
+        ends_at = CASE WHEN w.ends_at <= at THEN excluded.ends_at
+                       WHEN excluded.ends_at <= w.ends_at - make_interval(secs => w.seconds) THEN w.ends_at
+                       ELSE least(w.ends_at, excluded.ends_at) END;
 
     INSERT INTO stale_users (user_id) VALUES (who);
     RETURN total;

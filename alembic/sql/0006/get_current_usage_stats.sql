@@ -5,7 +5,8 @@ CREATE FUNCTION get_current_usage_stats(user_id uuid) RETURNS TABLE (
     feature text, per text, used bigint, "limit" bigint, mode text, percent numeric, resets_at timestamptz,
     usage_count bigint, last_used timestamptz
 )
-LANGUAGE sql STABLE AS $$
+LANGUAGE sql STABLE
+BEGIN ATOMIC
 SELECT f.feature, l.per, s.used, l.max, l.mode, round(100.0 * s.used / nullif(l.max, 0), 2),
        coalesce(p.ends_at, w.ends_at), coalesce(e.usage_count, 0), e.last_used
 FROM users u
@@ -35,5 +36,5 @@ CROSS JOIN LATERAL (
     END, 0) END AS used
 ) s
 WHERE u.id = get_current_usage_stats.user_id
-ORDER BY f.feature, l.position
-$$
+ORDER BY f.feature, l.position;
+END

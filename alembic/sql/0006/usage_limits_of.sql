@@ -1,7 +1,8 @@
 -- usage_limits_of: the limits in force of a tier on a feature, else those of the tier on any feature.
 -- Rule   quota.rules.Tier.limits_of
 CREATE FUNCTION usage_limits_of(tier text, feature text) RETURNS SETOF tier_limits
-LANGUAGE sql STABLE PARALLEL SAFE AS $$
+LANGUAGE sql STABLE PARALLEL SAFE
+BEGIN ATOMIC
 SELECT l.*
 FROM tier_limits l
 WHERE l.version = (SELECT max(version) FROM tiers) AND l.tier = usage_limits_of.tier
@@ -12,5 +13,5 @@ WHERE l.version = (SELECT max(version) FROM tiers) AND l.tier = usage_limits_of.
             AND n.feature = usage_limits_of.feature
       ) THEN usage_limits_of.feature
       ELSE '*'
-  END
-$$
+  END;
+END
