@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from models import SQLModel
 from service.database import statement
-from service.migrations import MigrationError, current, is_ours, newest
+from service.migrations import MigrationError, current, is_ours, migration_sql, newest
 from service.urls import parse_database_url, sqlalchemy_url
 
 if TYPE_CHECKING:
@@ -54,12 +54,9 @@ MADE = (
     ("function", "get_current_usage_stats"),
     ("function", "update_feature_usage_timestamp"),
 )
-# One of each has to be there for rows to be read; alembic/sql/0008/sources.sql has the same names.
-_READ = (
-    ("user_id", "profile_id"),
-    ("feature_name", "feature_type", "feature", "feature_id"),
-    ("usage_count", "current_usage", "used", "count"),
-)
+# What migrations ask before they change anything, and make for the session alone.
+_ASKED = ("legacy_columns", "legacy_bases", "legacy_relations")
+_ENCODING = "UTF8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +90,8 @@ class Checked:
 async def check_schema(url: str) -> Checked:
     """Compare the database at *url* with the models and the newest migration."""
     revision, needed = await current(url), await newest()
-    connection = await asyncpg.connect(parse_database_url(url))
-    try:
-        found = await connection.fetch(statement("service", "legacy_found"))
-    finally:
-        await connection.close()
     # Of a database that is current, it is somebody's own.
-    legacy = [] if revision == needed else list(_legacy(found, migrated=revision is not None))
+    legacy = [] if revision == needed else await _legacy(url, migrated=revision is not None)
     engine = create_async_engine(sqlalchemy_url(parse_database_url(url)), poolclass=pool.NullPool)
     try:
         async with engine.connect() as opened:
@@ -120,26 +112,44 @@ async def require_room(url: str) -> None:
         MigrationError: something has a name of ours, and is not ours.
     """
     revision = await current(url)
+    if revision == await newest():
+        return
     if revision is None or not await is_ours(revision):
-        conflicts = (await check_schema(url)).of(CONFLICT)
-        if conflicts:
-            names = ", ".join(f"{one.kind} {one.name} ({one.note})" for one in conflicts)
-            raise MigrationError(f"in the way of the tables of Allotment: {names}")
+        findings = (await check_schema(url)).findings
+    else:
+        findings = await _legacy(url, migrated=True)
+    conflicts = [one for one in findings if one.state == CONFLICT]
+    if conflicts:
+        names = ", ".join(f"{one.kind} {one.name} ({one.note})" for one in conflicts)
+        raise MigrationError(f"in the way of the tables of Allotment: {names}")
 
 
-def _legacy(found: Sequence[Any], *, migrated: bool) -> Iterator[Finding]:
-    for row in found:
-        name, kind = row["name"], _KINDS[row["kind"]]
-        if migrated and name == "feature_usage" and row["kind"] == "r":
-            continue  # ours
-        lacking = [" or ".join(names) for names in _READ if not {*names} & {*row["columns"]}]
-        if lacking:
-            yield Finding(
-                kind, name, CONFLICT, f"cannot be brought over without {', '.join(lacking)}"
-            )
-        else:
-            rows = f"about {row['rows']:,} rows" if row["rows"] >= 0 else "its rows"
-            yield Finding(kind, name, LEGACY, f"`allotment migrate` brings {rows} over")
+async def _legacy(url: str, *, migrated: bool) -> list[Finding]:
+    """What a migration would say before it changes anything."""
+    connection = await asyncpg.connect(parse_database_url(url))
+    try:
+        for name in _ASKED:
+            await connection.execute(migration_sql(f"0001/{name}"))
+        encoding = await connection.fetchval("SHOW server_encoding")
+        async with connection.transaction():
+            found = await connection.fetch(statement("service", "legacy_found"), migrated)
+    finally:
+        await connection.close()
+    findings = [_relation(row) for row in found]
+    if encoding != _ENCODING:
+        note = f"is {encoding}, needs {_ENCODING}: make a database of that encoding"
+        findings.append(Finding("database", "encoding", CONFLICT, note))
+    return findings
+
+
+def _relation(row: Any) -> Finding:
+    kind, name = _KINDS[row["kind"]], row["name"]
+    if row["state"] == "conflict":
+        return Finding(kind, name, CONFLICT, row["note"])
+    if row["state"] == "derived":
+        return Finding(kind, name, LEGACY, f"{row['note']}: `allotment migrate` puts it aside")
+    rows = f"about {row['rows']:,} rows" if row["rows"] >= 0 else "its rows"
+    return Finding(kind, name, LEGACY, f"`allotment migrate` brings {rows} over")
 
 
 def _tables(connection: Connection, migrated: bool) -> list[Finding]:
