@@ -56,6 +56,7 @@ MADE = (
 )
 # What migrations ask before they change anything, and make for the session alone.
 _ASKED = ("legacy_columns", "legacy_bases", "legacy_relations")
+_MAKES_NAMES = "0006"  # the migration that makes the functions and views of seed 004
 _ENCODING = "UTF8"
 
 
@@ -91,7 +92,7 @@ async def check_schema(url: str) -> Checked:
     """Compare the database at *url* with the models and the newest migration."""
     revision, needed = await current(url), await newest()
     # Of a database that is current, it is somebody's own.
-    legacy = [] if revision == needed else await _legacy(url, migrated=revision is not None)
+    legacy = [] if revision == needed else await _legacy(url, revision)
     engine = create_async_engine(sqlalchemy_url(parse_database_url(url)), poolclass=pool.NullPool)
     try:
         async with engine.connect() as opened:
@@ -117,15 +118,17 @@ async def require_room(url: str) -> None:
     if revision is None or not await is_ours(revision):
         findings = (await check_schema(url)).findings
     else:
-        findings = await _legacy(url, migrated=True)
+        findings = await _legacy(url, revision)
     conflicts = [one for one in findings if one.state == CONFLICT]
     if conflicts:
         names = ", ".join(f"{one.kind} {one.name} ({one.note})" for one in conflicts)
         raise MigrationError(f"in the way of the tables of Allotment: {names}")
 
 
-async def _legacy(url: str, *, migrated: bool) -> list[Finding]:
+async def _legacy(url: str, revision: str | None) -> list[Finding]:
     """What a migration would say before it changes anything."""
+    migrated = revision is not None
+    made = revision is not None and revision >= _MAKES_NAMES
     connection = await asyncpg.connect(parse_database_url(url))
     try:
         for name in _ASKED:
@@ -133,9 +136,14 @@ async def _legacy(url: str, *, migrated: bool) -> list[Finding]:
         encoding = await connection.fetchval("SHOW server_encoding")
         async with connection.transaction():
             found = await connection.fetch(statement("service", "legacy_found"), migrated)
+            of_004 = await connection.fetch(statement("service", "legacy_names"), made)
     finally:
         await connection.close()
     findings = [_relation(row) for row in found]
+    findings += [
+        Finding(row["kind"], row["name"], LEGACY, "`allotment migrate` puts it aside")
+        for row in of_004
+    ]
     if encoding != _ENCODING:
         note = f"is {encoding}, needs {_ENCODING}: make a database of that encoding"
         findings.append(Finding("database", "encoding", CONFLICT, note))

@@ -393,3 +393,52 @@ async def test_users_who_were_not_known_are_counted(legacy_url, connection):
     await upgrade(legacy_url)
 
     assert (await compared(connection)).users_made == 1
+
+
+SEED_004 = (
+    LEGACY_TABLE
+    + """
+    ALTER TABLE user_feature_usage ADD COLUMN updated_at timestamptz;
+    CREATE FUNCTION update_feature_usage_timestamp() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN NEW.updated_at := '2025-05-05Z'; RETURN NEW; END $$;
+    CREATE TRIGGER stamp BEFORE UPDATE ON user_feature_usage
+    FOR EACH ROW EXECUTE FUNCTION update_feature_usage_timestamp();
+    CREATE VIEW usage_alerts_view AS SELECT * FROM user_feature_usage WHERE usage_count > 2;
+    CREATE FUNCTION get_current_usage_stats(p_user_id uuid) RETURNS int LANGUAGE sql AS 'SELECT 1';
+    CREATE FUNCTION increment_feature_usage(p_user_id uuid, p_feature text) RETURNS int LANGUAGE sql AS 'SELECT 1';
+"""
+)
+OF_SEED_004 = """
+    SELECT p.oid::regprocedure::text FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace
+    UNION ALL SELECT c.oid::regclass::text FROM pg_class c
+    WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'v'
+    ORDER BY 1
+"""
+
+
+@pytest.mark.parametrize("since", ["base", "0003"])
+async def test_functions_and_views_of_seed_004_are_put_aside_and_come_back(
+    since, legacy_url, connection
+):
+    if since != "base":
+        await upgrade(legacy_url, since)
+    await connection.execute(SEED_004)
+    before = await connection.fetch(OF_SEED_004)
+
+    checked = await check_schema(legacy_url)
+    await require_room(legacy_url)
+    await upgrade(legacy_url)
+
+    assert {one.name for one in checked.of(LEGACY) if "puts it aside" in one.note} == {
+        "increment_feature_usage(uuid,text)",
+        "get_current_usage_stats(uuid)",
+        "update_feature_usage_timestamp()",
+        "usage_alerts_view",
+    }
+    assert await connection.fetchval("SELECT increment_feature_usage($1, 'invoices')", A) == 4
+    assert (await check_schema(legacy_url)).ready
+    await downgrade(legacy_url, since)
+    assert await connection.fetch(OF_SEED_004) == before
+    await connection.execute("UPDATE user_feature_usage SET usage_count = 4")
+    stamped = await connection.fetchval("SELECT updated_at::text FROM user_feature_usage")
+    assert stamped.startswith("2025-05-05")
