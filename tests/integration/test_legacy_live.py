@@ -226,6 +226,21 @@ async def test_the_table_of_a_view_is_not_written_to_either_but_what_is_looked_u
     await connection.execute("UPDATE base SET usage_count = 50")
 
 
+async def test_a_table_with_counts_is_no_table_that_is_looked_up(legacy_url, connection):
+    await connection.execute(
+        """
+        CREATE TABLE totals (id int PRIMARY KEY, user_id uuid, usage_count int);
+        CREATE TABLE features (total int REFERENCES totals, feature_name text);
+        INSERT INTO totals VALUES (1, lpad('a', 32, '0')::uuid, 3); INSERT INTO features VALUES (1, 'invoices');
+        CREATE VIEW feature_usage AS SELECT * FROM totals t JOIN features f ON f.total = t.id;
+        """
+    )
+    await upgrade(legacy_url)
+
+    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+        await connection.execute("UPDATE totals SET usage_count = 50")
+
+
 PARTITIONED = """
     CREATE TABLE user_feature_usage (user_id text, feature_name text, usage_count int, last_used timestamp)
         PARTITION BY LIST (feature_name);
