@@ -98,15 +98,18 @@ async def test_what_a_trigger_of_the_application_writes_is_refused(legacy_url, c
     await connection.execute(PROFILES + LEGACY_TABLE)
     await connection.execute(
         """
-        CREATE FUNCTION count_rename() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN DELETE FROM allotment_legacy.user_feature_usage WHERE user_id = OLD.id; RETURN NULL; END $$;
-        CREATE TRIGGER counts AFTER UPDATE ON profiles FOR EACH ROW EXECUTE FUNCTION count_rename();
+        CREATE TABLE devices (profile uuid REFERENCES profiles ON DELETE CASCADE);
+        INSERT INTO devices SELECT id FROM profiles;
+        CREATE FUNCTION count_device() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN DELETE FROM allotment_legacy.user_feature_usage WHERE user_id = OLD.profile; RETURN OLD; END $$;
+        CREATE TRIGGER counts BEFORE DELETE ON devices FOR EACH ROW EXECUTE FUNCTION count_device();
         """
     )
     await upgrade(legacy_url)
 
-    with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
-        await connection.execute("UPDATE profiles SET name = 'anna'")
+    for deleting in ("DELETE FROM devices", "DELETE FROM profiles"):
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await connection.execute(deleting)
 
 
 VIEW = "CREATE VIEW {} AS SELECT * FROM {};"
