@@ -193,18 +193,23 @@ def _made(found: set[tuple[str, str]]) -> Iterator[Finding]:
 
 def _not_made(found: set[tuple[str, str]], aside: set[str]) -> Iterator[Finding]:
     """Each table is missing, unless its name is taken; *aside* is what a migration takes out of the way."""
-    freed = {*aside, *_FREED} if aside else set()
-    relations = {name.split(".")[-1] for kind, name in found if kind in _RELATIONS}
-    functions = {name for kind, name in found if kind == "function"}
+    freed = {_plain(name) for name in aside} | ({*_FREED} if aside else set())
+    relations = {_plain(name) for kind, name in found if kind in _RELATIONS}
+    functions = {_plain(name) for kind, name in found if kind == "function"}
     for kind, name in objects():
-        last = name.split(".")[-1]
-        if last in freed or kind not in (*_RELATIONS, "function"):
+        plain = _plain(name)
+        if plain in freed or kind not in (*_RELATIONS, "function"):
             continue
-        if last in (functions if kind == "function" else relations):
+        if plain in (functions if kind == "function" else relations):
             note = "not made by Allotment: rename it, or use another database"
-            yield Finding(kind if kind == "function" else "relation", last, CONFLICT, note)
+            yield Finding(kind if kind == "function" else "relation", plain, CONFLICT, note)
         elif kind == "table":
             yield Finding("table", name, MISSING)
+
+
+def _plain(name: str) -> str:
+    """Without the table before it, and the types of a function after it: statements of ours name it so."""
+    return name.split("(", maxsplit=1)[0].rsplit(".", maxsplit=1)[-1]
 
 
 async def _changed(url: str, state: str) -> list[Finding]:

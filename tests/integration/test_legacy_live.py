@@ -424,6 +424,7 @@ SEED_004 = (
     CREATE VIEW usage_alerts_view AS SELECT * FROM user_feature_usage WHERE usage_count > 2;
     CREATE FUNCTION get_current_usage_stats(p_user_id uuid) RETURNS int LANGUAGE sql AS 'SELECT 1';
     CREATE FUNCTION increment_feature_usage(p_user_id uuid, p_feature text) RETURNS int LANGUAGE sql AS 'SELECT 1';
+    CREATE FUNCTION increment_feature_usage(uuid, text, bigint, jsonb) RETURNS int LANGUAGE sql AS 'SELECT 1';
 """
 )
 OF_SEED_004 = """
@@ -449,6 +450,7 @@ async def test_functions_and_views_of_seed_004_are_put_aside_and_come_back(
 
     assert {one.name for one in checked.of(LEGACY) if "puts it aside" in one.note} == {
         "increment_feature_usage(uuid,text)",
+        "increment_feature_usage(uuid,text,bigint,jsonb)",
         "get_current_usage_stats(uuid)",
         "update_feature_usage_timestamp()",
         "usage_alerts_view",

@@ -89,6 +89,7 @@ async def test_a_column_that_nobody_fills_is_in_the_way(database_url, connection
     [
         "CREATE TABLE of_a_customer (id int); CREATE INDEX idx_users_tier ON of_a_customer (id)",
         "CREATE FUNCTION allotment_user_id() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE FUNCTION count_usage(text) RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE TABLE feature_events (id int)",
     ],
 )
