@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT = "SET lock_timeout = '2s'"
 # A migration that fills feature_usage says when a feature was used last; else a trigger takes now for it.
 GIVES_LAST_USED = "SET allotment.gives_last_used = on"
+# Until legacy rows are brought over, nobody else writes to feature_usage (alembic/sql/0001/freeze_name.sql).
+MIGRATES = "SET allotment.migrates = on"
 TRY_LOCK = text("SELECT pg_try_advisory_lock(1634495599, 1)")  # 'allo', migrations
 TRY_AGAIN_S = 0.1
 OTHER_MIGRATION_S_MAX = 600  # what may be running is a migration of a large table
@@ -81,6 +83,7 @@ async def online(url: str) -> None:
         await wait_for_other_migrations(connection)
         await connection.execute(text(LOCK_TIMEOUT))
         await connection.execute(text(GIVES_LAST_USED))
+        await connection.execute(text(MIGRATES))
         await connection.commit()
         await connection.run_sync(migrate)
 
@@ -91,6 +94,7 @@ def offline() -> None:
     configure(dialect_name="postgresql", dialect_opts={"paramstyle": "named"}, literal_binds=True)
     context.execute(LOCK_TIMEOUT)
     context.execute(GIVES_LAST_USED)
+    context.execute(MIGRATES)
     with context.begin_transaction():
         context.run_migrations()
 

@@ -59,7 +59,7 @@ async def _check(output: Output) -> Checked:
 def _shown(checked: Checked) -> list[RenderableType]:
     shown: list[RenderableType] = [
         f"schema      {checked.revision or 'nothing'}, this version needs {checked.needed}",
-        f"present     {len(checked.of(PRESENT))} tables",
+        f"present     {sum(one.kind == 'table' for one in checked.of(PRESENT))} tables",
     ]
     others = checked.of(MISSING, CONFLICT, LEGACY)
     if others:
@@ -67,5 +67,16 @@ def _shown(checked: Checked) -> list[RenderableType]:
         for one in others:
             made.add_row(one.state, one.kind, printable(one.name), printable(one.note))
         shown.append(made)
-    shown.append("ready" if checked.ready else "not ready: run `allotment migrate`")
+    shown.append(_advice(checked))
     return shown
+
+
+def _advice(checked: Checked) -> str:
+    """What to do now."""
+    if checked.ready:
+        return "ready"
+    if checked.of(CONFLICT):
+        return "not ready: settle each conflict first"
+    if checked.revision == checked.needed:
+        return "not ready: restore what is missing (`allotment migrate --sql --from nothing` has its SQL)"
+    return "not ready: run `allotment migrate`"

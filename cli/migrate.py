@@ -150,6 +150,7 @@ def _legacy_shown(legacy: Legacy | None) -> list[RenderableType]:
         f"legacy      {one.name}: {one.brought:,} of {one.rows:,} rows, {one.units:,} units"
         for one in legacy.sources
     ]
+    shown.append(f"            users made, because they were not known: {legacy.users_made:,}")
     if legacy.rejects:
         made = table("legacy rows kept aside", "of", "why", right=("legacy rows kept aside",))
         for one in legacy.rejects:
@@ -189,6 +190,8 @@ async def _verify(output: Output) -> bool:
         "now": [asdict(one) for one in compared.now],
         "unequal": [{**asdict(one), "user_id": str(one.user_id)} for one in compared.unequal],
         "total": compared.total,
+        "deleted": compared.deleted,
+        "users_made": compared.users_made,
     }
     output.result(answer, *_compared_shown(compared))
     return compared.equal
@@ -211,5 +214,8 @@ def _compared_shown(compared: Compared) -> list[RenderableType]:
                 *("none" if cell is None else f"{cell:,}" for cell in cells),
             )  # fmt: skip
         shown += [listed, f"users and features that differ: {compared.total:,}"]
+    for name, rows in compared.deleted.items():
+        shown.append(f"{name}: {rows:,} rows were deleted since")
+    shown.append(f"users made, because they were not known: {compared.users_made:,}")
     shown.append("every row and unit is there" if compared.equal else "rows or units differ")
     return shown

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from service.database import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     import asyncpg
@@ -52,10 +52,11 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Legacy:
-    """All that was brought over, and what was not."""
+    """All that was brought over, and what was not; *users_made* were not known before."""
 
     sources: Sequence[Source]
     rejects: Sequence[Reject]
+    users_made: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +73,30 @@ class Unequal:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The sources as they were read and as they are now, and where the sums differ: *total*, some of them listed."""
+    """The sources as they were read and as they are now, and where the sums differ: *total*, some of them listed.
+
+    *deleted*: rows that went from a legacy table since, with the rows that they referred to, by source.
+    """
 
     read: Sequence[Source]
     now: Sequence[Source]
     unequal: Sequence[Unequal]
     total: int
+    deleted: Mapping[str, int]
+    users_made: int
 
     @property
     def equal(self) -> bool:
-        """Whether every row and every unit is there."""
-        return self.read == self.now and not self.total
+        """Whether every row and every unit is there, but for rows that were deleted since."""
+        return not self.total and all(
+            read == now or self._is_less(read, now)
+            for read, now in zip(self.read, self.now, strict=True)
+        )
+
+    def _is_less(self, read: Source, now: Source) -> bool:
+        """Whether *now* lacks no more rows than were deleted; of units, `unequal` tells."""
+        deleted = self.deleted.get(read.name, 0)
+        return 0 <= read.rows - now.rows <= deleted and 0 <= read.rejected - now.rejected <= deleted
 
 
 async def legacy_brought_over(connection: asyncpg.Connection[Any]) -> Legacy | None:
@@ -90,7 +104,11 @@ async def legacy_brought_over(connection: asyncpg.Connection[Any]) -> Legacy | N
     if not await _is_there(connection):
         return None
     rejects = await connection.fetch(statement("service", "legacy_rejects"))
-    return Legacy(await _sources(connection), [Reject(**dict(row)) for row in rejects])
+    return Legacy(
+        await _sources(connection),
+        [Reject(**dict(row)) for row in rejects],
+        await _made(connection),
+    )
 
 
 async def compare_legacy(connection: asyncpg.Connection[Any]) -> Compared | None:
@@ -103,16 +121,28 @@ async def compare_legacy(connection: asyncpg.Connection[Any]) -> Compared | None
         unequal = await connection.fetch(
             statement("service", "legacy_compare"), _LISTED_MAX, timeout=_COMPARE_S_MAX
         )
+        deleted = await connection.fetch(statement("service", "legacy_deleted"))
+        made = await _made(connection)
     found = {row["source"]: row for row in rows}
     now = [_source_now(one.name, found.get(one.name)) for one in read]
     return Compared(
-        read, now, [_unequal(row) for row in unequal], unequal[0]["total"] if unequal else 0
+        read,
+        now,
+        [_unequal(row) for row in unequal],
+        unequal[0]["total"] if unequal else 0,
+        {row["source"]: row["rows"] for row in deleted},
+        made,
     )
 
 
 async def _is_there(connection: asyncpg.Connection[Any]) -> bool:
     relation = await connection.fetchval("SELECT to_regclass('allotment_legacy.sources')")
     return relation is not None
+
+
+async def _made(connection: asyncpg.Connection[Any]) -> int:
+    made: int = await connection.fetchval("SELECT made FROM allotment_legacy.progress")
+    return made
 
 
 async def _sources(connection: asyncpg.Connection[Any]) -> list[Source]:

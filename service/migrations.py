@@ -32,6 +32,7 @@ __all__ = [
     "current",
     "downgrade",
     "is_ours",
+    "migration_sql",
     "newest",
     "printed",
     "require_current",
@@ -85,6 +86,11 @@ async def printed(*, since: str | None) -> str:
     config = Config(toml_file=_PYPROJECT, output_buffer=buffer)
     await asyncio.to_thread(_run_alone, run, config, f"{since or 'base'}:head")
     return buffer.getvalue()
+
+
+def migration_sql(name: str) -> str:
+    """The SQL of a migration, in alembic/sql/*name*.sql."""
+    return (_PYPROJECT.parent / "alembic" / "sql" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 async def downgrade(url: str, revision: str, *, tries_max: int = _TRIES_MAX) -> None:

@@ -6,17 +6,18 @@ Nothing is changed, and no table is locked for longer than its definition is rea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Constraint, Index, pool, text
+from sqlalchemy import pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from models import SQLModel
 from service.database import statement
-from service.migrations import MigrationError, current, is_ours, newest
+from service.migrations import MigrationError, current, is_ours, migration_sql, newest
 from service.urls import parse_database_url, sqlalchemy_url
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ __all__ = [
     "Checked",
     "Finding",
     "check_schema",
+    "objects",
     "require_room",
 ]
 
@@ -46,25 +48,25 @@ _KINDS = {
     "m": "materialized view",
     "f": "foreign table",
 }
-# What migrations make beside the tables of the models: views ("view") and functions ("function"), by name.
-MADE = (
-    ("view", "feature_events"),
-    ("view", "usage_alerts_view"),
-    ("function", "increment_feature_usage"),
-    ("function", "get_current_usage_stats"),
-    ("function", "update_feature_usage_timestamp"),
+# Of these, that they are there is told too; of the rest, only what is missing.
+_TOLD = ("table", "view", "function")
+# Names of indexes that 0001 frees for its own where `feature_usage` is legacy.
+_FREED = (
+    "feature_usage_pkey",
+    "uq_feature_usage_user_feature",
+    "idx_feature_usage_user_id",
+    "idx_feature_usage_name",
 )
-# One of each has to be there for rows to be read; alembic/sql/0008/sources.sql has the same names.
-_READ = (
-    ("user_id", "profile_id"),
-    ("feature_name", "feature_type", "feature", "feature_id"),
-    ("usage_count", "current_usage", "used", "count"),
-)
+# What migrations ask before they change anything, and make for the session alone.
+_ASKED = ("legacy_columns", "legacy_bases", "legacy_relations")
+_RELATIONS = ("table", "view", "index")  # which share their names
+_MAKES_NAMES = "0006"  # the migration that makes the functions and views of seed 004
+_ENCODING = "UTF8"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A table, column, index or constraint, and its state; *note* says what to do, or what differs."""
+    """A table, column, index, policy and so on, and its state; *note* says what to do, or what differs."""
 
     kind: str
     name: str
@@ -93,24 +95,34 @@ class Checked:
 async def check_schema(url: str) -> Checked:
     """Compare the database at *url* with the models and the newest migration."""
     revision, needed = await current(url), await newest()
-    connection = await asyncpg.connect(parse_database_url(url))
-    try:
-        found = await connection.fetch(statement("service", "legacy_found"))
-    finally:
-        await connection.close()
     # Of a database that is current, it is somebody's own.
-    legacy = [] if revision == needed else list(_legacy(found, migrated=revision is not None))
-    engine = create_async_engine(sqlalchemy_url(parse_database_url(url)), poolclass=pool.NullPool)
-    try:
-        async with engine.connect() as opened:
-            tables = await opened.run_sync(_tables, revision is not None)
-    finally:
-        await engine.dispose()
-    known = {one.name for one in legacy}
+    legacy = [] if revision == needed else await _legacy(url, revision)
+    found = await _objects(url)
+    if revision is None:
+        made = list(_not_made(found, {one.name for one in legacy}))
+    else:
+        changed = MISSING if revision != needed and await is_ours(revision) else CONFLICT
+        made = [*_made(found), *await _changed(url, changed)]
     if revision is not None and not await is_ours(revision):
         note = f"at {revision}, which is not of this version: another application's, or a newer one"
         legacy.insert(0, Finding("table", "alembic_version", CONFLICT, note))
-    return Checked(revision, needed, [*legacy, *(one for one in tables if one.name not in known)])
+    return Checked(revision, needed, [*legacy, *made])
+
+
+def objects() -> list[tuple[str, str]]:
+    """What a migrated schema has, each with its kind, as service/sql/schema_objects.sql lists it."""
+    lines = Path(__file__).with_name("schema_objects.txt").read_text(encoding="utf-8").splitlines()
+    return [(kind, name) for kind, name in (line.split("\t") for line in lines)]
+
+
+async def _objects(url: str) -> set[tuple[str, str]]:
+    """What the database has."""
+    connection = await asyncpg.connect(parse_database_url(url))
+    try:
+        rows = await connection.fetch(statement("service", "schema_objects"))
+    finally:
+        await connection.close()
+    return {(row["kind"], row["name"]) for row in rows}
 
 
 async def require_room(url: str) -> None:
@@ -120,62 +132,101 @@ async def require_room(url: str) -> None:
         MigrationError: something has a name of ours, and is not ours.
     """
     revision = await current(url)
+    if revision == await newest():
+        return
     if revision is None or not await is_ours(revision):
-        conflicts = (await check_schema(url)).of(CONFLICT)
-        if conflicts:
-            names = ", ".join(f"{one.kind} {one.name} ({one.note})" for one in conflicts)
-            raise MigrationError(f"in the way of the tables of Allotment: {names}")
+        findings = (await check_schema(url)).findings
+    else:
+        findings = await _legacy(url, revision)
+    conflicts = [one for one in findings if one.state == CONFLICT]
+    if conflicts:
+        names = ", ".join(f"{one.kind} {one.name} ({one.note})" for one in conflicts)
+        raise MigrationError(f"in the way of the tables of Allotment: {names}")
 
 
-def _legacy(found: Sequence[Any], *, migrated: bool) -> Iterator[Finding]:
-    for row in found:
-        name, kind = row["name"], _KINDS[row["kind"]]
-        if migrated and name == "feature_usage" and row["kind"] == "r":
-            continue  # ours
-        lacking = [" or ".join(names) for names in _READ if not {*names} & {*row["columns"]}]
-        if lacking:
-            yield Finding(
-                kind, name, CONFLICT, f"cannot be brought over without {', '.join(lacking)}"
-            )
-        else:
-            rows = f"about {row['rows']:,} rows" if row["rows"] >= 0 else "its rows"
-            yield Finding(kind, name, LEGACY, f"`allotment migrate` brings {rows} over")
+async def _legacy(url: str, revision: str | None) -> list[Finding]:
+    """What a migration would say before it changes anything."""
+    migrated = revision is not None
+    made = revision is not None and revision >= _MAKES_NAMES
+    connection = await asyncpg.connect(parse_database_url(url))
+    try:
+        for name in _ASKED:
+            await connection.execute(migration_sql(f"0001/{name}"))
+        encoding = await connection.fetchval("SHOW server_encoding")
+        async with connection.transaction():
+            found = await connection.fetch(statement("service", "legacy_found"), migrated)
+            of_004 = await connection.fetch(statement("service", "legacy_names"), made)
+    finally:
+        await connection.close()
+    findings = [_relation(row) for row in found]
+    findings += [
+        Finding(row["kind"], row["name"], LEGACY, "`allotment migrate` puts it aside")
+        for row in of_004
+    ]
+    if encoding != _ENCODING:
+        note = f"is {encoding}, needs {_ENCODING}: make a database of that encoding"
+        findings.append(Finding("database", "encoding", CONFLICT, note))
+    return findings
 
 
-def _tables(connection: Connection, migrated: bool) -> list[Finding]:
-    """The tables of the models and all that belongs to them."""
-    if not migrated:
-        return list(_not_made(connection))
-    options = {"compare_type": True, "include_name": _is_compared}
-    context = MigrationContext.configure(connection, opts=options)
-    findings = {name: Finding("table", name, PRESENT) for name in sorted(SQLModel.metadata.tables)}
-    for one in _differences(compare_metadata(context, SQLModel.metadata)):
-        findings[f"{one.kind} {one.name}" if one.name not in findings else one.name] = one
-    return [*findings.values(), *(_made(connection, kind, name) for kind, name in MADE)]
+def _relation(row: Any) -> Finding:
+    kind, name = _KINDS[row["kind"]], row["name"]
+    if row["state"] == "conflict":
+        return Finding(kind, name, CONFLICT, row["note"])
+    if row["state"] == "derived":
+        return Finding(kind, name, LEGACY, f"{row['note']}: `allotment migrate` puts it aside")
+    rows = f"about {row['rows']:,} rows" if row["rows"] >= 0 else "its rows"
+    return Finding(kind, name, LEGACY, f"`allotment migrate` brings {rows} over")
 
 
-def _made(connection: Connection, kind: str, name: str) -> Finding:
-    """A view or a function; of its name there may be several functions."""
-    catalog, column = ("pg_proc", "proname") if kind == "function" else ("pg_class", "relname")
-    found = connection.execute(
-        text(f"SELECT count(*) FROM {catalog} WHERE {column} = :name"),  # noqa: S608  two literals
-        {"name": name},
-    )
-    return Finding(kind, name, PRESENT if found.scalar() else MISSING)
+def _made(found: set[tuple[str, str]]) -> Iterator[Finding]:
+    """Whether each object is there; of a table that is missing, that alone is told."""
+    missing = {one for one in objects() if one not in found}
+    gone = {name for kind, name in missing if kind in ("table", "view")}
+    for kind, name in objects():
+        if (kind, name) not in missing:
+            if kind in _TOLD:
+                yield Finding(kind, name, PRESENT)
+        elif kind in _TOLD or name.split(".")[0] not in gone:
+            yield Finding(kind, name, MISSING)
 
 
-def _not_made(connection: Connection) -> Iterator[Finding]:
-    """Each table is missing, unless its name is taken."""
-    taken = connection.exec_driver_sql(
-        "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(quote_ident(current_schema()))"
-    )
-    names = {row.relname for row in taken}
-    for name in sorted(SQLModel.metadata.tables):
-        if name in names:
+def _not_made(found: set[tuple[str, str]], aside: set[str]) -> Iterator[Finding]:
+    """Each table is missing, unless its name is taken; *aside* is what a migration takes out of the way."""
+    freed = {_plain(name) for name in aside} | ({*_FREED} if aside else set())
+    relations = {_plain(name) for kind, name in found if kind in _RELATIONS}
+    functions = {_plain(name) for kind, name in found if kind == "function"}
+    for kind, name in objects():
+        plain = _plain(name)
+        if plain in freed or kind not in (*_RELATIONS, "function"):
+            continue
+        if plain in (functions if kind == "function" else relations):
             note = "not made by Allotment: rename it, or use another database"
-            yield Finding("relation", name, CONFLICT, note)
-        else:
+            yield Finding(kind if kind == "function" else "relation", plain, CONFLICT, note)
+        elif kind == "table":
             yield Finding("table", name, MISSING)
+
+
+def _plain(name: str) -> str:
+    """Without the table before it, and the types of a function after it: statements of ours name it so."""
+    return name.split("(", maxsplit=1)[0].rsplit(".", maxsplit=1)[-1]
+
+
+async def _changed(url: str, state: str) -> list[Finding]:
+    """Columns that are not as in the models, or that nobody fills."""
+
+    def compare(connection: Connection) -> Sequence[Any]:
+        options = {"compare_type": True, "include_name": _is_compared}
+        context = MigrationContext.configure(connection, opts=options)
+        differences: Sequence[Any] = compare_metadata(context, SQLModel.metadata)
+        return differences
+
+    engine = create_async_engine(sqlalchemy_url(parse_database_url(url)), poolclass=pool.NullPool)
+    try:
+        async with engine.connect() as opened:
+            return list(_differences(await opened.run_sync(compare), state))
+    finally:
+        await engine.dispose()
 
 
 def _is_compared(name: str | None, kind: str, parents: Any) -> bool:
@@ -184,23 +235,17 @@ def _is_compared(name: str | None, kind: str, parents: Any) -> bool:
     return table is None or table in SQLModel.metadata.tables or kind == "schema"
 
 
-def _differences(differences: Sequence[Any]) -> Iterator[Finding]:
-    """What alembic found, but for what there is more of than needed."""
+def _differences(differences: Sequence[Any], state: str) -> Iterator[Finding]:
+    """What alembic found of columns."""
     for one in differences:
         if isinstance(one, list):  # of a column, several at once
-            yield from (_modified(each) for each in one)
-            continue
-        what, item = one[0], one[-1]
-        if what == "add_table":
-            yield Finding("table", item.name, MISSING)
-        elif what == "add_column":
-            yield Finding("column", f"{one[2]}.{item.name}", MISSING)
-        elif what.startswith("add_") and isinstance(item, Index | Constraint):
-            table = item.table.name if item.table is not None else ""
-            yield Finding(what.removeprefix("add_"), f"{table}.{item.name}", MISSING)
-
-
-def _modified(one: Any) -> Finding:
-    what, _, table, column, _, found, wanted = one
-    note = f"{what.removeprefix('modify_')} is {found}, needs {wanted}"
-    return Finding("column", f"{table}.{column}", CONFLICT, note)
+            for what, _, table, column, _, found, wanted in one:
+                note = f"{what.removeprefix('modify_')} is {found}, needs {wanted}"
+                yield Finding("column", f"{table}.{column}", state, note)
+        elif one[0] == "add_column":
+            yield Finding("column", f"{one[2]}.{one[3].name}", MISSING)
+        elif one[0] == "remove_column":
+            table, column = one[2:]
+            if not column.nullable and column.server_default is None and not column.identity:
+                note = "is not of this version, and can not be null: give it a default"
+                yield Finding("column", f"{table}.{column.name}", CONFLICT, note)

@@ -20,7 +20,8 @@ UPDATED = {"fillfactor": 70}
 
 def upgrade() -> None:
     """Make every table; a legacy `feature_usage` is put aside, and 0008 brings its rows over (seed 004)."""
-    op.execute(statement("put_aside"))
+    for name in ("legacy_columns", "legacy_bases", "legacy_relations", "put_aside"):
+        op.execute(statement(name))
     make_users()
     make_rules()
     make_usage_logs()
@@ -30,6 +31,8 @@ def upgrade() -> None:
     make_credit_grants()
     make_credit_entries()
     make_positions()
+    op.execute(where_legacy(statement("refuse_writes")))
+    op.execute(statement("freeze_name"))
 
 
 def downgrade() -> None:
@@ -52,6 +55,14 @@ def downgrade() -> None:
     ):
         op.drop_table(table)
     op.execute(statement("put_back"))
+
+
+def where_legacy(function: str) -> str:
+    """Return a statement that makes *function* where a legacy relation is: it lives in their schema."""
+    return (
+        "DO $where_legacy$ BEGIN IF to_regclass('allotment_legacy.put_aside') IS NOT NULL THEN EXECUTE $function$"
+        f"{function}$function$; END IF; END $where_legacy$"
+    )
 
 
 def statement(name: str) -> str:

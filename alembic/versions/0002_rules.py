@@ -270,7 +270,7 @@ def make_usage_refunds() -> None:
 
 
 def release_holds() -> None:
-    """Give back what open holds have taken: to grants, to overage, and to the running counters."""
+    """Give back what open holds have taken: to grants, to overage, and to the running counters and windows."""
     payments = """
         SELECT h.user_id, (p ->> 0)::uuid AS grant_id, sum((p ->> 1)::bigint)::bigint AS micro
         FROM holds h CROSS JOIN jsonb_array_elements(h.payments) AS p
@@ -308,6 +308,19 @@ def release_holds() -> None:
             FROM holds WHERE status = 'open' GROUP BY 1, 2
         ) h
         WHERE c.user_id = h.user_id AND c.feature = h.feature
+        """
+    )
+    op.execute(
+        """
+        UPDATE usage_windows w SET used = greatest(0, w.used - h.units)
+        FROM (
+            SELECT h.user_id, h.feature, (x ->> 0)::int AS seconds,
+                   to_timestamp(0) + (x ->> 1)::bigint * interval '1 millisecond' AS ends_at,
+                   sum(h.amount)::bigint AS units
+            FROM holds h CROSS JOIN jsonb_array_elements(h.windows) AS x
+            WHERE h.status = 'open' GROUP BY 1, 2, 3, 4
+        ) h
+        WHERE (w.user_id, w.feature, w.seconds, w.ends_at) = (h.user_id, h.feature, h.seconds, h.ends_at)
         """
     )
 

@@ -34,8 +34,8 @@ MADE = (
 
 
 def upgrade() -> None:
-    """Make the views, the functions, and the trigger of feature_usage."""
-    for name in MADE:
+    """Make the views, the functions, and the trigger of feature_usage; what has their names is put aside (seed 004)."""
+    for name in ("put_aside", *MADE):
         op.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
 
 
@@ -50,3 +50,4 @@ def downgrade() -> None:
                       usage_zone_offset, usage_zone
         """
     )
+    op.execute((SQL / "put_back.sql").read_text(encoding="utf-8"))

@@ -28,11 +28,14 @@ FUNCTIONS = (
     "number_of",
     "instant_of",
     "user_of",
-    "refuse_writes",
+    "note_deleted",
+    "read_anew",
     "read",
     "settle",
     "again",
 )
+# Once more: 0001 may have run in another session, or in an earlier version.
+OF_0001 = ("legacy_columns", "legacy_bases", "legacy_relations", "refuse_writes")
 # A second's work each, so that no lock and no snapshot is kept for longer.
 READ = sa.text("SELECT more, rows, share FROM allotment_legacy.read(250)")
 BLOCKS_MAX = 1_000
@@ -63,6 +66,8 @@ def upgrade() -> None:
         if_not_exists=True,  # by a run that did not come to its end
     )
     op.execute(statement("begin"))
+    for name in OF_0001:
+        op.execute(where_legacy((SQL.parent / "0001" / f"{name}.sql").read_text(encoding="utf-8")))
     for name in FUNCTIONS:
         op.execute(where_legacy(statement(name)))
     op.execute(statement("sources"))

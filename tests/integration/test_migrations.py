@@ -245,10 +245,14 @@ async def test_a_downgrade_releases_the_holds_that_are_open(database_url, connec
             (repeat('1', 32)::uuid, repeat('a', 32)::uuid, 1000, 100, '2025-01-01Z');
         INSERT INTO usage_counters VALUES (repeat('1', 32)::uuid, 'image', '2025-03-01 11:00Z', 5,
             '2025-03-01Z', 9, '2025-02-24Z', 9, '2025-03-01Z', 9, '2025-01-01Z', 9, '2025-03-01Z', 9, 20);
+        INSERT INTO usage_windows VALUES
+            (repeat('1', 32)::uuid, 'image', 3600, '2025-03-01 12:00Z', 8),
+            (repeat('1', 32)::uuid, 'image', 60, '2025-03-01 12:00Z', 8);
         INSERT INTO holds (user_id, key, id, feature, amount, cost_micro, price, record, payments, windows,
                            reserved_at, expires_at, status, ended_at)
         SELECT repeat('1', 32)::uuid, status, gen_random_uuid(), 'image', 3, 450, '150/1', '[]',
-               '[["aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa", 400, true], [null, 50, true]]', '[]',
+               '[["aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa", 400, true], [null, 50, true]]',
+               '[[3600, 1740830400000], [60, 1740826800000]]',
                '2025-03-01 10:59Z', '2025-03-01 12:00Z', status, CASE WHEN status <> 'open' THEN now() END
         FROM unnest(ARRAY['open', 'committed']) AS status
         """
@@ -262,6 +266,8 @@ async def test_a_downgrade_releases_the_holds_that_are_open(database_url, connec
         "SELECT hour_used, day_used, lifetime_used FROM usage_counters"
     )
     assert tuple(counted) == (5, 6, 17)
+    windows = await connection.fetch("SELECT seconds, used FROM usage_windows ORDER BY 1")
+    assert [tuple(row) for row in windows] == [(60, 8), (3600, 5)]  # the other was opened later
 
 
 async def test_upgrading_what_is_current_changes_nothing(database_url):

@@ -20,10 +20,10 @@ BEGIN
     -- What a bringing over left that never ended.
     DROP TABLE IF EXISTS legacy_feature_usage;
     FOR found IN
-        SELECT t.tgrelid::regclass AS relation FROM pg_trigger t
-        WHERE t.tgname = 'allotment_frozen' AND NOT t.tgisinternal
+        SELECT t.tgname AS name, t.tgrelid::regclass AS relation FROM pg_trigger t
+        WHERE t.tgname IN ('allotment_frozen', 'allotment_deleted') AND NOT t.tgisinternal AND t.tgparentid = 0
     LOOP
-        EXECUTE format('DROP TRIGGER allotment_frozen ON %s', found.relation);
+        EXECUTE format('DROP TRIGGER %I ON %s', found.name, found.relation);
     END LOOP;
     FOR found IN SELECT * FROM allotment_legacy.put_aside LOOP
         IF found.aside <> found.name THEN
@@ -40,7 +40,7 @@ BEGIN
     FOR found IN
         SELECT c.relname AS name FROM pg_class c
         WHERE c.relnamespace = 'allotment_legacy'::regnamespace
-          AND c.relname IN ('put_aside', 'sources', 'people', 'progress', 'returned', 'feature_usage_rows',
+          AND c.relname IN ('put_aside', 'sources', 'people', 'progress', 'returned', 'deleted', 'too_much', 'feature_usage_rows',
                             'user_feature_usage_rows')
     LOOP
         EXECUTE format('DROP TABLE allotment_legacy.%I', found.name);

@@ -1,6 +1,8 @@
 -- begin: make the place where the bringing over of legacy rows keeps its books, where there are any.
 -- put_aside: what 0001 moved   sources: what is read, how far, and what came of it   people: ids of users by their texts
--- progress: the step, and in the last one the last row that was settled   returned: what a downgrade gave back
+-- progress: the step, and in the last one the last row that was settled; made: users who were not known
+-- returned: what a downgrade gave back   deleted: rows that went from a legacy table with what they refer to
+-- too_much: users and features whose rows add up to more than a count can be
 DO $begin$
 BEGIN
     IF to_regclass(format('%I.user_feature_usage', current_schema())) IS NULL
@@ -31,11 +33,14 @@ BEGIN
     CREATE TABLE IF NOT EXISTS allotment_legacy.people (name text PRIMARY KEY, id uuid NOT NULL, external_id text);
     CREATE INDEX IF NOT EXISTS people_id ON allotment_legacy.people (id);
     CREATE TABLE IF NOT EXISTS allotment_legacy.progress (
-        step text NOT NULL DEFAULT 'read', after_user uuid, after_feature text, settled bigint NOT NULL DEFAULT 0
+        step text NOT NULL DEFAULT 'read', after_user uuid, after_feature text, settled bigint NOT NULL DEFAULT 0,
+        made bigint NOT NULL DEFAULT 0
     );
     INSERT INTO allotment_legacy.progress SELECT 'read' WHERE NOT EXISTS (SELECT FROM allotment_legacy.progress);
     CREATE TABLE IF NOT EXISTS allotment_legacy.returned (
         user_id uuid, feature text, units bigint NOT NULL, PRIMARY KEY (user_id, feature)
     );
+    CREATE TABLE IF NOT EXISTS allotment_legacy.deleted (source text NOT NULL, user_id uuid, feature text, units numeric NOT NULL);
+    CREATE TABLE IF NOT EXISTS allotment_legacy.too_much (user_id uuid, feature text, PRIMARY KEY (user_id, feature));
 END
 $begin$

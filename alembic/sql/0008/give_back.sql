@@ -1,6 +1,6 @@
 -- give_back: bring the old structure back, its rows with what was used since, and take what it had out of ours.
 -- What was used goes to the latest row of its user and feature, or to a new one; where the legacy relation takes
--- neither (it is a view, or asks for columns that nobody knows), it stays in allotment_legacy.uses_since.
+-- neither (it is a view, asks for columns that nobody knows, or has a bound), it stays in allotment_legacy.uses_since.
 -- A legacy `feature_usage` has its name back when 0001 is taken back: until then the name is ours.
 DO $give_back$
 DECLARE
@@ -14,6 +14,8 @@ DECLARE
     last_used text;
     names text;
     given text;
+    step text;
+    last bigint;
 BEGIN
     IF to_regclass('allotment_legacy.sources') IS NULL THEN
         RETURN;
@@ -22,8 +24,10 @@ BEGIN
         user_id uuid, external_id text, feature_name text, usage_count bigint NOT NULL, last_used timestamptz,
         metadata jsonb, PRIMARY KEY (user_id, feature_name)
     );
+    SET LOCAL timezone = 'UTC';  -- as rows were written when they were kept aside
     CREATE TEMPORARY TABLE since ON COMMIT DROP AS
-    SELECT f.user_id, coalesce(u.external_id, u.id::text) AS name, u.external_id, f.feature_name AS feature,
+    SELECT row_number() OVER (ORDER BY f.user_id, f.feature_name) AS n, NULL::oid AS part, NULL::tid AS place,
+           f.user_id, coalesce(u.external_id, u.id::text) AS name, u.external_id, f.feature_name AS feature,
            f.usage_count - coalesce(b.units, 0) - coalesce(r.units, 0) AS units, f.last_used, f.metadata, false AS given
     FROM feature_usage f
     JOIN users u ON u.id = f.user_id
@@ -31,8 +35,11 @@ BEGIN
     LEFT JOIN allotment_legacy.returned r ON r.user_id = f.user_id AND r.feature = f.feature_name
     WHERE f.usage_count - coalesce(b.units, 0) - coalesce(r.units, 0) <> 0;
     SET CONSTRAINTS ALL IMMEDIATE;  -- a table with checks that wait can not be moved
-    FOR found IN SELECT * FROM allotment_legacy.put_aside p WHERE p.kind IN ('r', 'p') LOOP
-        EXECUTE format('DROP TRIGGER IF EXISTS allotment_frozen ON allotment_legacy.%I', found.aside);
+    FOR found IN
+        SELECT t.tgname AS name, t.tgrelid::regclass AS relation FROM pg_trigger t
+        WHERE t.tgname IN ('allotment_frozen', 'allotment_deleted') AND NOT t.tgisinternal AND t.tgparentid = 0
+    LOOP
+        EXECUTE format('DROP TRIGGER %I ON %s', found.name, found.relation);
     END LOOP;
     SELECT s.*, p.aside INTO source
     FROM allotment_legacy.put_aside p JOIN allotment_legacy.sources s USING (name)
@@ -46,26 +53,35 @@ BEGIN
             WHEN 'timestamp without time zone' THEN $$(s.last_used AT TIME ZONE 'UTC')$$
             WHEN 'date' THEN $$(s.last_used AT TIME ZONE 'UTC')::date$$
             WHEN 'timestamp with time zone' THEN 's.last_used' END;
+        ALTER TABLE since ADD PRIMARY KEY (n);
         EXECUTE format(
-            $update$
-            WITH latest AS (
-                SELECT DISTINCT ON (s.user_id, s.feature) s.*, t.tableoid AS part, t.ctid AS place
+            $latest$
+            UPDATE since s SET part = l.part, place = l.place
+            FROM (
+                SELECT DISTINCT ON (s.n) s.n, t.tableoid AS part, t.ctid AS place
                 FROM since s
                 LEFT JOIN allotment_legacy.people p ON p.id = s.user_id
                 JOIN %1$s t ON t.%2$I::text = coalesce(p.name, s.name) AND t.%3$I::text = s.feature
-                WHERE NOT EXISTS (
-                    SELECT FROM quarantined_records q WHERE q.source = %4$L AND q.place = t.ctid::text
+                WHERE allotment_legacy.number_of(t.%6$I::text) >= 0 AND NOT EXISTS (
+                    SELECT FROM quarantined_records q
+                    WHERE q.source = %4$L AND q.raw = convert_to(row_to_json(t.*)::text, 'UTF8')
                 )
-                ORDER BY s.user_id, s.feature, %5$s t.ctid DESC
-            ), given AS (
-                UPDATE %1$s t SET %6$s
-                FROM latest s WHERE t.tableoid = s.part AND t.ctid = s.place
-                RETURNING s.user_id, s.feature
-            )
-            UPDATE since s SET given = true FROM given g WHERE g.user_id = s.user_id AND g.feature = s.feature
-            $update$,
+                ORDER BY s.n, %5$s t.ctid DESC
+            ) l WHERE l.n = s.n
+            $latest$,
             target, source.person_column, source.feature_column, 'legacy:' || source.name,
             CASE WHEN last_used IS NULL THEN '' ELSE format('t.%I DESC NULLS LAST,', source.last_column) END,
+            source.count_column);
+        step := format(
+            $update$
+            WITH given AS (
+                UPDATE %1$s t SET %2$s
+                FROM since s WHERE t.tableoid = s.part AND t.ctid = s.place AND s.n BETWEEN $1 AND $2
+                RETURNING s.n
+            )
+            UPDATE since s SET given = true FROM given g WHERE g.n = s.n
+            $update$,
+            target,
             concat_ws(', ',
                 format('%1$I = greatest(0, t.%1$I::text::numeric + s.units)::%2$s', source.count_column,
                        types ->> source.count_column),
@@ -97,13 +113,28 @@ BEGIN
                     format(', (SELECT coalesce(max(t.id), 0) FROM %s t) + row_number() OVER (ORDER BY s.user_id, s.feature)', target)
                 ELSE format(', gen_random_uuid()::%s', types ->> 'id') END;
         END IF;
-        BEGIN
-            EXECUTE format('INSERT INTO %s (%s) SELECT %s FROM since s WHERE NOT s.given AND s.units > 0', target, names, given);
-            UPDATE since SET given = true WHERE units > 0;
-        EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
-            RAISE NOTICE 'uses of users or features that % has no row for stay in allotment_legacy.uses_since: %',
-                source.name, SQLERRM;
-        END;
+        last := (SELECT max(s.n) FROM since s);
+        FOREACH step IN ARRAY ARRAY[step, format(
+            $insert$
+            WITH given AS (
+                INSERT INTO %s (%s) SELECT %s FROM since s WHERE NOT s.given AND s.units > 0 AND s.n BETWEEN $1 AND $2
+            )
+            UPDATE since s SET given = true WHERE s.units > 0 AND s.n BETWEEN $1 AND $2
+            $insert$, target, names, given)]
+        LOOP
+            BEGIN
+                EXECUTE step USING 1, last;
+            EXCEPTION WHEN integrity_constraint_violation OR data_exception OR raise_exception THEN
+                RAISE NOTICE 'what % does not take stays in allotment_legacy.uses_since: %', source.name, SQLERRM;
+                FOR n IN 1 .. last LOOP
+                    BEGIN
+                        EXECUTE step USING n, n;
+                    EXCEPTION WHEN integrity_constraint_violation OR data_exception OR raise_exception THEN
+                        NULL;  -- of one row; the others go back
+                    END;
+                END LOOP;
+            END;
+        END LOOP;
     END IF;
     INSERT INTO allotment_legacy.uses_since AS k (user_id, external_id, feature_name, usage_count, last_used, metadata)
     SELECT s.user_id, s.external_id, s.feature, s.units, s.last_used, s.metadata FROM since s WHERE NOT s.given AND s.units > 0
@@ -142,6 +173,7 @@ BEGIN
     DELETE FROM allotment_legacy.put_aside p WHERE p.name = 'user_feature_usage';
     DROP TABLE IF EXISTS allotment_legacy.feature_usage_rows, allotment_legacy.user_feature_usage_rows;
     DELETE FROM allotment_legacy.sources;
-    UPDATE allotment_legacy.progress SET step = 'read', after_user = NULL, after_feature = NULL, settled = 0;
+    TRUNCATE allotment_legacy.deleted, allotment_legacy.too_much;
+    UPDATE allotment_legacy.progress SET step = 'read', after_user = NULL, after_feature = NULL, settled = 0, made = 0;
 END
 $give_back$

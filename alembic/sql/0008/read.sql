@@ -3,12 +3,15 @@
 -- A call is a transaction, or part of one: rows and the place up to which they were read are kept together, so a crash
 -- repeats or loses none.  Rows of a user and feature add up; metadata is that of the latest use that has any.
 -- Rows that a policy would hide are an error, not left out (row_security).
+-- Where rows of a user and feature come to more than a count can be, everything is read anew, and they are kept aside.
 -- What is not a use is kept aside in quarantined_records, whole, with the reason.
 CREATE OR REPLACE FUNCTION allotment_legacy.read(blocks_max bigint, OUT more boolean, OUT rows bigint, OUT share float)
-LANGUAGE plpgsql SET row_security = off AS $read$
+LANGUAGE plpgsql SET row_security = off SET timezone = 'UTC' AS $read$
 DECLARE
     source allotment_legacy.sources;
     blocks bigint;
+    first tid; after tid;
+    bring text;
     rows_read bigint; rows_brought bigint; units_read numeric;
 BEGIN
     IF (SELECT step FROM allotment_legacy.progress FOR UPDATE) = 'read' THEN
@@ -19,16 +22,12 @@ BEGIN
         RETURN;
     END IF;
     IF pg_relation_filenode(source.relation) <> source.filenode THEN
-        -- Rewritten since (VACUUM FULL): its places are others, so everything is read anew.
-        TRUNCATE legacy_feature_usage;
-        DELETE FROM quarantined_records q WHERE q.source LIKE 'legacy:%';
-        UPDATE allotment_legacy.sources s
-        SET filenode = pg_relation_filenode(s.relation), next_block = 0, done = false,
-            rows = 0, brought = 0, rejected = 0, units = 0;
+        PERFORM allotment_legacy.read_anew();  -- rewritten since (VACUUM FULL): its places are others
         more := true; rows := 0; share := 0;
         RETURN;
     END IF;
     blocks := pg_relation_size(source.relation) / current_setting('block_size')::bigint;
+    first := format('(%s,0)', source.next_block)::tid; after := format('(%s,0)', source.next_block + blocks_max)::tid;
     IF source.person_is_text THEN
         EXECUTE format(
             $people$
@@ -43,9 +42,9 @@ BEGIN
               AND NOT EXISTS (SELECT FROM allotment_legacy.people p WHERE p.name = n.name)
             ON CONFLICT (name) DO NOTHING
             $people$, source.person_column, source.person_column, source.relation)
-        USING format('(%s,0)', source.next_block)::tid, format('(%s,0)', source.next_block + blocks_max)::tid;
+        USING first, after;
     END IF;
-    EXECUTE format(
+    bring := format(
         $rows$
         WITH seen AS MATERIALIZED (
             SELECT r.*, CASE
@@ -60,12 +59,14 @@ BEGIN
                 WHEN r.counted > 9007199254740991 THEN r.count_column || ' is above 9007199254740991'
                 WHEN r.last_given AND (r.last_used IS NULL OR r.last_used < '1970-01-01Z' OR r.last_used >= '9000-01-01Z') THEN
                     'the last use is not an instant from 1970 on'
+                WHEN (r.user_id, r.feature) IN (SELECT m.user_id, m.feature FROM allotment_legacy.too_much m) THEN
+                    r.count_column || ' of all rows of the user and feature is above 9007199254740991'
                 WHEN r.metadata_given AND r.metadata IS NULL THEN 'metadata is not JSON'
                 END AS reason
             FROM (SELECT t.ctid AS place, %s FROM %s t WHERE t.ctid >= $1 AND t.ctid < $2 OFFSET 0) r
         ), rejected AS (
             INSERT INTO quarantined_records (source, place, raw, reason)
-            SELECT %L, s.place::text, convert_to((SELECT row_to_json(t)::text FROM %s t WHERE t.ctid = s.place), 'UTF8'), s.reason
+            SELECT %L, s.place::text, convert_to((SELECT row_to_json(t.*)::text FROM %s t WHERE t.ctid = s.place), 'UTF8'), s.reason
             FROM seen s WHERE s.reason IS NOT NULL
             ORDER BY s.place
         ), brought AS (
@@ -84,9 +85,30 @@ BEGIN
         )
         SELECT count(*), count(*) FILTER (WHERE s.reason IS NULL), coalesce(sum(s.counted) FILTER (WHERE s.reason IS NULL), 0)
         FROM seen s
-        $rows$, source.reading, source.relation, 'legacy:' || source.name, source.relation)
-    INTO rows_read, rows_brought, units_read
-    USING format('(%s,0)', source.next_block)::tid, format('(%s,0)', source.next_block + blocks_max)::tid;
+        $rows$, source.reading, source.relation, 'legacy:' || source.name, source.relation);
+    BEGIN
+        EXECUTE bring INTO rows_read, rows_brought, units_read USING first, after;
+    EXCEPTION WHEN check_violation OR numeric_value_out_of_range THEN
+        EXECUTE format(
+            $much$
+            INSERT INTO allotment_legacy.too_much (user_id, feature)
+            SELECT r.user_id, r.feature
+            FROM (SELECT %s FROM %s t WHERE t.ctid >= $1 AND t.ctid < $2 OFFSET 0) r
+            LEFT JOIN legacy_feature_usage b USING (user_id, feature)
+            WHERE r.counted BETWEEN 0 AND 9007199254740991 AND r.user_id IS NOT NULL AND r.feature IS NOT NULL
+            GROUP BY r.user_id, r.feature, b.units
+            HAVING sum(r.counted) + coalesce(b.units, 0) > 9007199254740991
+            ON CONFLICT DO NOTHING
+            $much$, source.reading, source.relation)
+        USING first, after;
+        GET DIAGNOSTICS rows_read = ROW_COUNT;
+        IF rows_read = 0 THEN
+            RAISE;  -- it was something else, and would be for ever
+        END IF;
+        PERFORM allotment_legacy.read_anew();
+        more := true; rows := 0; share := 0;
+        RETURN;
+    END;
     UPDATE allotment_legacy.sources s
     SET next_block = s.next_block + blocks_max, done = s.next_block + blocks_max >= blocks,
         rows = s.rows + rows_read, brought = s.brought + rows_brought,

@@ -39,6 +39,8 @@ BEGIN
                coalesce((SELECT t.name FROM tiers t WHERE t.is_default ORDER BY t.version DESC LIMIT 1), 'free')
         FROM people p WHERE p.timezone IS NULL
         ORDER BY p.user_id
+        ON CONFLICT (id) DO NOTHING  -- a running service was quicker
+        RETURNING id
     ), used AS (
         INSERT INTO feature_usage AS f (user_id, feature_name, metadata, usage_count, last_used, sync_status, last_synced_at)
         SELECT b.user_id, b.feature, b.metadata, b.units, b.last_used, 'synced', now()
@@ -64,7 +66,7 @@ BEGIN
         ORDER BY b.user_id, b.feature
         ON CONFLICT (user_id, feature) DO UPDATE SET lifetime_used = c.lifetime_used + excluded.lifetime_used
     )
-    SELECT (SELECT count(*) FROM batch) AS rows, b.user_id, b.feature INTO last
+    SELECT (SELECT count(*) FROM batch) AS rows, (SELECT count(*) FROM made) AS made, b.user_id, b.feature INTO last
     FROM batch b ORDER BY b.user_id DESC, b.feature DESC LIMIT 1;
     more := at.step <> 'done' AND last.user_id IS NOT NULL;
     rows := at.settled + coalesce(last.rows, 0);
@@ -73,7 +75,8 @@ BEGIN
         UPDATE allotment_legacy.progress SET step = 'done';
         RETURN;
     END IF;
-    UPDATE allotment_legacy.progress SET after_user = last.user_id, after_feature = last.feature, settled = rows;
+    UPDATE allotment_legacy.progress SET after_user = last.user_id, after_feature = last.feature, settled = rows,
+        made = at.made + last.made;
     share := least(1, rows / greatest(1, (SELECT c.reltuples FROM pg_class c WHERE c.oid = to_regclass('legacy_feature_usage'))));
 END
 $settle$

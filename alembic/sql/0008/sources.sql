@@ -1,14 +1,15 @@
 -- sources: say which legacy relations are read, and how their columns are; from here on they are not written to.
--- What a downgrade had no legacy row for (uses_since) is read too.  A view of the other relation has no rows of its own; of any other view, or partitioned table, a copy is read.
+-- What a downgrade had no legacy row for (uses_since) is read too, and says what its users are called.  A view of what
+-- the other relation has is not read; of any other view, or a table of several parts, a copy is.
 -- Names and types are what is found in the wild: an instant without a zone is UTC, a user is a uuid or any text.
 DO $sources$
 DECLARE
     here CONSTANT text := current_schema();
     instants CONSTANT text[] := ARRAY['last_used', 'last_used_at', 'last_usage', 'updated_at', 'created_at'];
-    expected CONSTANT text := 'expected user_id, a feature_name or feature_type, and a usage_count or current_usage';
     found record;
     seen record;
     read regclass;
+    part regclass;
     person text; person_column text; person_type text;
     feature text; feature_column text;
     counted text; count_given text; count_column text;
@@ -23,37 +24,30 @@ BEGIN
     END IF;
     SET LOCAL row_security = off;  -- rows that a policy would hide are an error, not left out
     FOR found IN
-        SELECT c.oid::regclass AS relation, c.relkind::text AS kind, coalesce(p.name, c.relname) AS name
-        FROM pg_class c
-        LEFT JOIN allotment_legacy.put_aside p ON p.aside = c.relname AND c.relnamespace = 'allotment_legacy'::regnamespace
-        WHERE p.name IS NOT NULL
-           OR c.relname = 'uses_since' AND c.relnamespace = 'allotment_legacy'::regnamespace
-           OR c.relname = 'user_feature_usage' AND c.relnamespace = to_regnamespace(quote_ident(here))
-              AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-        ORDER BY name
+        SELECT * FROM pg_temp.legacy_relations(migrated => true)
+        UNION ALL
+        SELECT to_regclass('allotment_legacy.uses_since'), 'uses_since', 'r', -1, 'read', ''
+        WHERE to_regclass('allotment_legacy.uses_since') IS NOT NULL
+        ORDER BY state, name  -- conflicts are told before anything is locked
     LOOP
-        -- Whether it shows what the other has, itself or through views between them.
-        CONTINUE WHEN EXISTS (
-            WITH RECURSIVE under AS (
-                SELECT found.relation::oid AS oid
-                UNION
-                SELECT d.refobjid FROM under u
-                JOIN pg_rewrite r ON r.ev_class = u.oid
-                JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
-                                AND d.refclassid = 'pg_class'::regclass
-            )
-            SELECT FROM under WHERE oid <> found.relation AND oid IN (
-                to_regclass(format('%I.user_feature_usage', here)), to_regclass('allotment_legacy.feature_usage')
-            )
-        );
-        read := found.relation;
-        IF found.kind IN ('r', 'p') AND found.name <> 'uses_since' THEN
-            EXECUTE format('CREATE TRIGGER allotment_frozen BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s'
-                           ' EXECUTE FUNCTION allotment_legacy.refuse_writes()', found.relation);
+        IF found.state = 'conflict' THEN
+            RAISE EXCEPTION '%: %', found.name, found.note USING ERRCODE = 'AL001';
         END IF;
-        IF found.kind <> 'r' THEN
-            EXECUTE format('CREATE TABLE allotment_legacy.%I AS TABLE %s', found.name || '_rows', found.relation);
+        FOR part IN
+            SELECT unnest(b.tables)::regclass FROM pg_temp.legacy_bases(found.relation) b
+            WHERE found.name <> 'uses_since' AND found.state = 'read' ORDER BY 1
+        LOOP
+            EXECUTE format('CREATE OR REPLACE TRIGGER allotment_frozen BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON %s'
+                           ' EXECUTE FUNCTION allotment_legacy.refuse_writes()', part);
+        END LOOP;
+        CONTINUE WHEN found.state = 'derived';
+        read := found.relation::regclass;
+        IF found.kind <> 'r' OR EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = found.relation) THEN
+            EXECUTE format('CREATE TABLE allotment_legacy.%I AS TABLE %s', found.name || '_rows', read);
             read := to_regclass(format('allotment_legacy.%I', found.name || '_rows'));
+        ELSIF found.name <> 'uses_since' THEN
+            EXECUTE format('CREATE TRIGGER allotment_deleted AFTER DELETE OR UPDATE ON %s'
+                           ' FOR EACH ROW EXECUTE FUNCTION allotment_legacy.note_deleted(%L)', read, found.name);
         END IF;
         person := NULL; feature := NULL; counted := NULL;
         metadata := 'NULL::jsonb'; metadata_given := 'false'; metadata_column := NULL;
@@ -95,9 +89,6 @@ BEGIN
                                 ELSE format('allotment_legacy.number_of(%s::text)', seen.place) END;
             END IF;
         END LOOP;
-        IF person IS NULL OR feature IS NULL OR counted IS NULL THEN
-            RAISE EXCEPTION '% can not be read: %', found.name, expected USING ERRCODE = 'AL001';
-        END IF;
         INSERT INTO allotment_legacy.sources (name, relation, filenode, person_is_text, person_column, feature_column,
                                               count_column, last_column, metadata_column, reading)
         VALUES (
@@ -113,5 +104,11 @@ BEGIN
                    coalesce('coalesce(' || last_used || ')', 'NULL::timestamptz'), last_given, metadata, metadata_given)
         );
     END LOOP;
+    IF to_regclass('allotment_legacy.uses_since') IS NOT NULL THEN
+        INSERT INTO allotment_legacy.people (name, id, external_id)
+        SELECT k.external_id, k.user_id, k.external_id FROM allotment_legacy.uses_since k WHERE k.external_id IS NOT NULL
+        ORDER BY k.external_id, k.user_id
+        ON CONFLICT (name) DO NOTHING;
+    END IF;
 END
 $sources$
