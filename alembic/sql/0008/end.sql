@@ -1,9 +1,11 @@
--- end: see that every row was read, and take `user_feature_usage` out of the way.
+-- end: see that every row was read, and take `user_feature_usage` out of the way.  What a view is made of, an application
+-- writes to again: those are its own tables, and the copy of the view is kept.
 DO $end$
 DECLARE
     here CONSTANT text := current_schema();
     source record;
     taken record;
+    beneath record;
     rows bigint;
 BEGIN
     IF to_regclass('allotment_legacy.sources') IS NULL THEN
@@ -21,7 +23,20 @@ BEGIN
                 source.name, rows, source.brought, source.rejected USING ERRCODE = 'AL001';
         END IF;
     END LOOP;
-    DROP TRIGGER IF EXISTS allotment_frozen ON feature_usage;
+    -- `feature_usage` is one of them.
+    FOR beneath IN
+        WITH RECURSIVE kept AS (
+            SELECT c.oid FROM pg_class c
+            WHERE c.relnamespace = to_regnamespace('allotment_legacy')
+               OR c.oid = to_regclass(format('%I.user_feature_usage', here))
+            UNION
+            SELECT i.inhrelid FROM pg_inherits i JOIN kept k ON k.oid = i.inhparent
+        )
+        SELECT t.tgrelid::regclass AS relation FROM pg_trigger t
+        WHERE t.tgname = 'allotment_frozen' AND t.tgparentid = 0 AND t.tgrelid NOT IN (SELECT k.oid FROM kept k)
+    LOOP
+        EXECUTE format('DROP TRIGGER allotment_frozen ON %s', beneath.relation);
+    END LOOP;
     IF to_regclass(format('%I.user_feature_usage', here)) IS NULL THEN
         RETURN;
     END IF;
