@@ -261,6 +261,41 @@ async def test_whole_months_of_each_unbroken_time_are_added_up(deps: Deps, put: 
     assert found == Subscribed(3, Decimal("25.50"), "pro")
 
 
+@pytest.mark.parametrize(
+    ("zone", "began", "last", "months"),
+    [
+        ("UTC", datetime(2025, 3, 1, 10, tzinfo=UTC), date(2025, 3, 31), 1),
+        ("America/New_York", datetime(2025, 3, 1, 15, tzinfo=UTC), date(2025, 3, 31), 1),
+        ("CET", datetime(2025, 6, 30, 22, tzinfo=UTC), date(2025, 7, 31), 1),
+        ("UTC", datetime(2025, 3, 1, 10, tzinfo=UTC), date(2025, 3, 30), 0),
+        ("UTC", datetime(2025, 1, 31, 10, tzinfo=UTC), date(2025, 2, 27), 1),
+    ],
+)
+async def test_months_are_those_of_the_users_days(
+    deps: Deps, put: Any, zone: str, began: datetime, last: date, months: int
+):
+    await put(began, timezone=zone)
+    await put(began, tier="pro", until=last)
+
+    assert (await subscribed(deps, began + timedelta(days=300))).months_subscribed == months
+
+
+@pytest.mark.parametrize("late", [timedelta(0), timedelta(minutes=1), timedelta(hours=30)])
+async def test_who_pays_again_within_a_day_has_paid_without_a_break(
+    deps: Deps, put: Any, late: timedelta
+):
+    await put(START)
+    began = START + timedelta(hours=10)
+    for month in range(3, 13):
+        await put(began, tier="pro", until=date(2025, month, 28))
+        ends = datetime(2025, month, 29, tzinfo=UTC)
+        await put(ends, tier="free")
+        began = ends + late
+
+    whole = (await subscribed(deps, began)).months_subscribed
+    assert whole == 9  # from 1 March to 29 December
+
+
 async def test_the_highest_tier_follows_the_order_of_the_file_above_the_default(
     deps: Deps, put: Any, apply_tiers: Any
 ):
