@@ -80,7 +80,8 @@ class UsageRun(SQLModel, table=True):
 class StaleRollup(SQLModel, table=True):
     """A user whose rollups have to be made anew: a refund, another time zone, rows written by others.
 
-    Whoever changes `usage_logs` or `usage_refunds` other than by a run writes one in the same transaction.
+    Whoever changes `usage_logs` or `usage_refunds` other than by a run writes one in the same transaction. For who
+    updates or deletes rows of `usage_logs`, a trigger does; `rows` is how many, which a run may miss.
     """
 
     __tablename__ = "stale_rollups"
@@ -90,6 +91,9 @@ class StaleRollup(SQLModel, table=True):
         default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True)
     )
     noted_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
+    rows: int = Field(
+        default=0, sa_column=Column(Integer, nullable=False, server_default=text("0"))
+    )
 
 
 class RollupState(SQLModel, table=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+SQL = Path(__file__).parents[1] / "sql" / revision
 UPDATED = {"fillfactor": 70}
 INSTANT = sa.DateTime(timezone=True)
 
@@ -45,10 +47,15 @@ def upgrade() -> None:
         """
     )
     op.execute("INSERT INTO stale_rollups (user_id) SELECT id FROM users ORDER BY id")
+    for name in ("note_changed_usage", "usage_logs_updated", "usage_logs_deleted"):
+        op.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
 
 
 def downgrade() -> None:
     """Drop them: usage_logs and usage_refunds have all that they were made from."""
+    op.execute("DROP TRIGGER usage_logs_updated ON usage_logs")
+    op.execute("DROP TRIGGER usage_logs_deleted ON usage_logs")
+    op.execute("DROP FUNCTION note_changed_usage")
     for table in reversed(TABLES):
         op.drop_table(table)
 
@@ -72,6 +79,7 @@ def make_notes() -> None:
         required("user_id", sa.Uuid()),
         sa.Column("change", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         required("noted_at", INSTANT, default="now()"),
+        required("rows", sa.Integer(), default="0"),
         sa.PrimaryKeyConstraint("user_id", "change"),
     )
     op.create_table(

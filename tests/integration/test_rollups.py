@@ -433,15 +433,41 @@ async def test_rows_that_are_not_found_stop_the_fold_in_words(on_open_tiers: Dep
     deps = on_open_tiers
     await record(deps, "a", {"seconds": 1}, START)
     await settle(deps)
-    await rows(
-        deps, "UPDATE usage_logs SET event_type = 'touched'"
-    )  # as a restored dump: another xmin
+    # As a restored dump: another xmin, and no note of it.
+    await rows(deps, "ALTER TABLE usage_logs DISABLE TRIGGER USER")
+    await rows(deps, "UPDATE usage_logs SET event_type = 'touched'")
 
     with pytest.raises(RunsIncompleteError, match="allotment rebuild"):
         await fold(deps)
 
     assert await rows(deps, "SELECT * FROM usage_daily") == []
     assert await rollup_lag(deps.database) > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM usage_logs WHERE user_id = $1 AND amount = 1",
+        "UPDATE usage_logs SET amount = 5 WHERE user_id = $1 AND amount = 1",
+        "UPDATE usage_logs SET created_at = created_at + interval '40 days' WHERE user_id = $1",
+    ],
+)
+async def test_an_admin_may_change_rows_that_are_not_folded(on_open_tiers: Deps, change: str):
+    deps = on_open_tiers
+    for seconds in (1, 2):
+        for user in ("a", "b"):
+            await record(deps, user, {"seconds": seconds}, START)
+    await settle(deps)
+    async with deps.database.connection() as connection:
+        await make_partitions(connection, now=START, months_ahead=0)
+        async with connection.transaction():
+            await connection.execute("SET LOCAL ROLE allotment_admin")
+            await connection.execute(change, parse_user_id("a").id)
+
+    folded = await fold(deps)
+
+    assert folded.users == 1
+    await check(deps)
 
 
 async def test_a_streak_grows_and_is_mended_by_what_comes_late(on_open_tiers: Deps):
