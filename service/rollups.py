@@ -249,7 +249,7 @@ class Fold:
         else:
             await self._run("fold_add_window", self.since)
             await self._run("fold_last_days")
-        await self._run("fold_add_months", bool(counted_anew))
+        await self._run("fold_add_months")
         await self._run("fold_add_features")
         await self._run("fold_add_active_days")
         if counted_anew:

@@ -53,6 +53,7 @@ OPEN: dict[str, Any] = {
 async def on_open_tiers(deps: Deps, apply_tiers) -> Deps:
     await apply_tiers(deps, OPEN)
     await rows(deps, "UPDATE rollup_state SET window_since = $1", SINCE)  # it is of today
+    await rows(deps, "UPDATE tiers SET applied_at = $1", START - timedelta(days=365))
     return deps
 
 
@@ -519,6 +520,54 @@ async def test_the_tier_of_a_month_is_that_of_its_last_use(on_open_tiers: Deps):
     await fold(deps)
 
     assert [tuple(row) for row in await rows(deps, months)] == expected
+
+
+async def tier_and_overage(deps: Deps) -> list[tuple[Any, ...]]:
+    """What the one month says, folded and counted anew."""
+    query = "SELECT tier_when_used, overage_seconds FROM user_usage"
+    folded = [tuple(row) for row in await rows(deps, query)]
+    await rows(deps, "UPDATE user_usage SET tier_when_used = 'wrong', overage_after = 7")
+    await rows(deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users")
+    await fold(deps)
+    assert [tuple(row) for row in await rows(deps, query)] == folded
+    return folded
+
+
+async def test_a_fold_after_a_change_of_tier_has_the_tier_of_the_use(on_open_tiers: Deps):
+    deps = on_open_tiers
+    await record(deps, "a", {"seconds": 1300}, START)
+    await settle(deps)
+    await move(deps, "a", START + timedelta(days=1), tier="pro")
+    await fold(deps)
+
+    assert await tier_and_overage(deps) == [("free", 300)]
+
+
+async def test_a_backdated_record_has_the_tier_of_its_instant(on_open_tiers: Deps):
+    deps = on_open_tiers
+    await record(deps, "a", {"tokens": 1}, START)
+    await settle(deps)
+    await rows(deps, "DELETE FROM usage_logs")
+    await rows(deps, "DELETE FROM usage_runs")
+    await move(deps, "a", START + timedelta(days=2), tier="pro")
+    await move(deps, "a", START + timedelta(days=4), tier="free")
+    for days, seconds in ((1, 4000), (3, 5000)):
+        at = START + timedelta(days=days)
+        await record(deps, "a", {"seconds": seconds}, START + timedelta(days=5), occurred_at=at)
+    await settle(deps)
+    await fold(deps)
+
+    assert await tier_and_overage(deps) == [("pro", 0)]
+
+
+async def test_a_limit_of_later_changes_no_month_of_before(on_open_tiers: Deps, apply_tiers: Any):
+    deps = on_open_tiers
+    await record(deps, "a", {"seconds": 1300}, START)
+    await settle(deps)
+    await apply_tiers(deps, {**OPEN, "tiers": {"free": OPEN["tiers"]["pro"]}})
+    await fold(deps)
+
+    assert await tier_and_overage(deps) == [("free", 300)]
 
 
 async def test_days_that_leave_the_window_are_taken_out_once(on_open_tiers: Deps):
