@@ -198,7 +198,7 @@ class UserUsage(SQLModel, table=True):
 
     A session is a record that has `seconds` beside `completed_sessions` (else `conversations`); n of them in s
     seconds are s / n long each. `overage_seconds` are the `seconds` past `overage_after`, which is the soft monthly
-    limit on them of `tier_when_used`: the tier that the user was on at the month's last use, as the file of tiers had it then.
+    limit on them of `tier_when_used`: the tier that the user was on at the month's last use, as it was in force then.
     """
 
     __tablename__ = "user_usage"

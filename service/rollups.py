@@ -139,17 +139,7 @@ async def folding(
     """
     async with database.connection() as connection:
         try:
-            return await _behind_fence(connection, act, today, (), undo=undo)
-        except asyncpg.LockNotAvailableError:
-            return None
-        except asyncpg.InvalidParameterValueError:
-            # A user's zone is in Python's zone database and not in PostgreSQL's: those days are UTC's.
-            rows = await connection.fetch(statement("service", "fold_unknown_zones"))
-            if not rows:
-                raise
-        zones = [row["timezone"] for row in rows]
-        try:
-            return await _behind_fence(connection, act, today, zones, undo=undo)
+            return await _behind_fence(connection, act, today, undo=undo)
         except asyncpg.LockNotAvailableError:
             return None
 
@@ -165,7 +155,6 @@ async def _behind_fence(
     connection: asyncpg.Connection[Any],
     act: Callable[[Fold], Awaitable[Result]],
     today: dt.date | None,
-    unknown_zones: Sequence[str],
     *,
     undo: bool,
 ) -> Result:
@@ -176,7 +165,7 @@ async def _behind_fence(
         await connection.execute(_SETTINGS)
         await connection.execute(statement("service", "fold_tables"))
         since = await _slide_window(connection, today)
-        result = await act(Fold(connection, since, unknown_zones))
+        result = await act(Fold(connection, since))
     except BaseException:
         if not connection.is_closed():
             await transaction.rollback()
@@ -191,7 +180,6 @@ class Fold:
 
     connection: asyncpg.Connection[Any]
     since: dt.date
-    unknown_zones: Sequence[str]
 
     async def runs(self, records_max: int = _RECORDS_MAX) -> tuple[int, bool]:
         """Fold the runs that there are; how many records that was, and whether some were left.
@@ -216,7 +204,7 @@ class Fold:
         await self.connection.execute("TRUNCATE folded, folded_daily, folded_sessions, folded_days")
         await self._run("fold_clear_months", users)
         await self._run("fold_clear_days", users)
-        await self._run("fold_restage", users, self.unknown_zones)
+        await self._run("fold_restage", users)
         await self._add(users)
 
     async def _stage(self, runs: Sequence[Any]) -> None:
@@ -228,7 +216,6 @@ class Fold:
             [run["id"] for run in runs],
             min(firsts, default=None),
             max(lasts, default=None),
-            self.unknown_zones,
         )
         found = await self.connection.fetchval("SELECT coalesce(sum(uses), 0)::bigint FROM folded")
         noted = sum(run["records"] for run in runs)

@@ -651,14 +651,21 @@ async def test_the_ranking_and_distinct_users_are_read_from_an_index(on_open_tie
     assert "usage_users_by_last_day_pkey" in str(distinct)
 
 
-async def test_a_zone_that_postgresql_does_not_know_is_utc(on_open_tiers: Deps):
+@pytest.mark.parametrize(
+    ("zone", "day"), [("Mars/Olympus_Mons", date(2025, 7, 1)), ("CET", date(2025, 7, 2))]
+)
+async def test_zones_that_postgresql_lacks_are_utc_and_cet_has_summer_time(
+    on_open_tiers: Deps, zone: str, day: date
+):
     deps = on_open_tiers
-    await record(deps, "a", {"seconds": 8}, START)
+    await record(deps, "a", {"seconds": 8}, datetime(2025, 7, 1, 22, 30, tzinfo=UTC))
     await settle(deps)
-    await rows(deps, "UPDATE users SET timezone = 'Mars/Olympus_Mons'")
+    await rows(deps, "UPDATE users SET timezone = $1", zone)
 
     await fold(deps)
 
-    assert [row["day"] for row in await rows(deps, "SELECT day FROM user_active_days")] == [
-        START.date()
-    ]
+    days = "SELECT day FROM user_active_days"
+    assert [row["day"] for row in await rows(deps, days)] == [day]
+    await rows(deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users")
+    await fold(deps)
+    assert [row["day"] for row in await rows(deps, days)] == [day]
