@@ -10,6 +10,7 @@ from decimal import Decimal
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Date,
@@ -97,7 +98,10 @@ class StaleRollup(SQLModel, table=True):
 
 
 class RollupState(SQLModel, table=True):
-    """The fence of the folding job, and since which day `usage_last_30_days` counts; one row."""
+    """The fence of the folding job, and since which day `usage_last_30_days` counts; one row.
+
+    `platform_is_stale`: once nobody is in `stale_rollups`, what is about everybody has to be summed up anew.
+    """
 
     __tablename__ = "rollup_state"
     __table_args__ = (CheckConstraint("id = 1", name="rollup_state_one_row"),)
@@ -109,6 +113,9 @@ class RollupState(SQLModel, table=True):
         ),
     )
     window_since: dt.date = Field(sa_column=_day())
+    platform_is_stale: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false"))
+    )
 
 
 class UsageDaily(SQLModel, table=True):

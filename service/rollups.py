@@ -9,6 +9,7 @@ a refund, another time zone) has exactly the rows that are folded, those of this
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from service.database import statement
+from service.pace import USERS_MAX, Pace, RecountTooSlowError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,7 +42,7 @@ Result = TypeVar("Result")
 WINDOW_DAYS = 30  # of `usage_last_30_days`: this UTC day and those before it
 _RUNS_MAX = 2_000  # looked at for one fold
 _RECORDS_MAX = 400_000  # in one fold: some seconds' work
-_USERS_MAX = 200  # counted anew in one fold
+_RECOUNT_S_MAX = 10.0  # of users in one fold of a worker: it is to end before its job does, with the fold of runs
 _FOLD_S_MAX = 300.0  # of one statement, which may be about all that one user ever did
 # The plan of a fold must be made for that fold; sorting and hashing a fold fits into so much memory.
 _SETTINGS = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL work_mem = '64MB'"
@@ -71,28 +73,49 @@ class Folded:
 
 
 async def fold_all(
-    database: Database, *, today: dt.date | None = None, seconds_max: float
+    database: Database,
+    *,
+    today: dt.date | None = None,
+    seconds_max: float,
+    pace: Pace | None = None,
+    recount_s_max: float = _RECOUNT_S_MAX,
 ) -> Folded | None:
     """Fold until nothing is left or the time is up; None: somebody else is at it.
 
+    *pace* is what the process knows of earlier calls: who was too slow to be counted anew does not hold up others.
+
     Raises:
         RunsIncompleteError
+        RecountTooSlowError: users took longer than *recount_s_max*; with the same *pace*, fewer are next.
     """
+    pace = pace or Pace()
     until = time.monotonic() + seconds_max
     records = users = 0
     users_max = (
         0  # first runs alone: a user whom it takes too long to count anew must not hold them up
     )
     while True:
-        folded = await fold_once(database, today=today, users_max=users_max)
+        try:
+            folded = await fold_once(
+                database,
+                today=today,
+                users_max=users_max,
+                without=pace.left_alone(),
+                recount_s_max=recount_s_max,
+            )
+        except RecountTooSlowError as error:
+            pace.too_slow(error.users)
+            raise
         if folded is None:
             return Folded(records, users, more=True) if records or users else None
         records += folded.records
         users += folded.users
+        if folded.users:
+            pace.in_time()
         if (users_max and not folded.more) or time.monotonic() >= until:
             return Folded(records, users, folded.more or not users_max)
-        if not folded.more:
-            users_max = _USERS_MAX
+        if users_max or not folded.more:
+            users_max = pace.users_max
 
 
 async def fold_once(
@@ -100,28 +123,38 @@ async def fold_once(
     *,
     today: dt.date | None = None,
     records_max: int = _RECORDS_MAX,
-    users_max: int = _USERS_MAX,
+    users_max: int = USERS_MAX,
+    without: Sequence[UUID] = (),
+    recount_s_max: float | None = None,
 ) -> Folded | None:
     """One fold, of a bounded number of records; *today* stands for PostgreSQL's UTC day, in tests.
 
-    None: somebody else is folding.
+    At most *users_max* users are counted anew, none of *without*. None: somebody else is folding.
 
     Raises:
         RunsIncompleteError
+        RecountTooSlowError: nothing was folded.
     """
 
     async def act(fold: Fold) -> Folded:
         runs, more = await fold.runs(records_max)
-        stale: list[Any] = []
-        if users_max and not more:  # else the log has rows that no rollup has
-            stale = await fold.connection.fetch(statement("service", "fold_stale"), users_max)
-            more = len(stale) == users_max
-        if stale:
-            users = [row["user_id"] for row in stale]
-            await fold.count_anew(users)
-            changes = [row["change"] for row in stale]
-            await fold.connection.execute(statement("service", "fold_forget_stale"), users, changes)
-        return Folded(runs, len(stale), more)
+        if (
+            not users_max or more
+        ):  # counted anew before, users would have rows of the log that are folded later
+            return Folded(runs, 0, more)
+        stale = await fold.connection.fetch(statement("service", "fold_stale"), users_max, without)
+        if not stale:
+            await fold.reset_platform_if_due()
+            return Folded(runs, 0, more)
+        users = [row["user_id"] for row in stale]
+        try:
+            async with asyncio.timeout(recount_s_max):
+                await fold.count_anew(users)
+        except TimeoutError as error:
+            raise RecountTooSlowError(users, recount_s_max or _FOLD_S_MAX) from error
+        changes = [row["change"] for row in stale]
+        await fold.connection.execute(statement("service", "fold_forget_stale"), users, changes)
+        return Folded(runs, len(stale), more=True)
 
     return await folding(database, act, today=today)
 
@@ -206,6 +239,11 @@ class Fold:
         await self._run("fold_clear_days", users)
         await self._run("fold_restage", users)
         await self._add(users)
+
+    async def reset_platform_if_due(self) -> None:
+        """Sum up what is about everybody anew, after a rebuild, once nobody is left to be counted anew."""
+        if await self.connection.fetchval(statement("service", "fold_platform_due")):
+            await self._run("fold_reset_platform")
 
     async def _stage(self, runs: Sequence[Any]) -> None:
         """Sum up the rows of *runs*, and see that it is all of them, but for what is noted as changed since."""

@@ -40,11 +40,12 @@ async def verify_rollups(
 ) -> None:
     """Add to *report* what is wrong with the rollups of every user, or of one, and with those of everybody."""
     try:
-        await fold_once(database)
+        await fold_once(database, users_max=0)
     except RunsIncompleteError as error:
         lost = Difference(_NOBODY, "usage_runs", None, error.found, error.noted)
-        report.add(EVERYBODY, [lost], mended=fix)
-        if not fix:
+        mended = fix and user_id is None  # of one user, it would be about all the others
+        report.add(EVERYBODY, [lost], mended=mended)
+        if not mended:
             return  # what the others should be depends on it
         await rebuild(database)
     done, after = 0, None
@@ -85,7 +86,7 @@ async def _compare(database: Database, users: Sequence[UUID], *, fix: bool) -> l
         return list(_differences(before, await _rows(fold, sound)))
 
     while (found := await behind_fence(database, act, undo=not fix)) is None:
-        await fold_once(database)
+        await fold_once(database, users_max=0)
     return found
 
 

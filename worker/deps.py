@@ -15,6 +15,7 @@ from quota.keys import Keys
 from service.database import Database
 from service.loading import DatabaseLoader
 from service.metrics import Metrics
+from service.pace import Pace
 from service.shards import NoTiersError, make_shards
 from service.tiers import stored_rules
 from worker.drain import Drain
@@ -47,6 +48,8 @@ class Deps:
     drain: Drain
     metrics: Metrics
     registry: CollectorRegistry
+    # What this worker knows of users who take long to be counted anew.
+    pace: Pace = field(default_factory=Pace)
     # How far each shard was applied when PostgreSQL said so last: what the gauges go by while it is away.
     positions: list[Mapping[str, Any]] = field(default_factory=list)
 

@@ -92,6 +92,7 @@ def make_notes() -> None:
             server_default=sa.text("1"),
         ),
         required("window_since", sa.Date()),
+        required("platform_is_stale", sa.Boolean(), default="false"),
         sa.PrimaryKeyConstraint("id"),
         sa.CheckConstraint("id = 1", name="rollup_state_one_row"),
     )

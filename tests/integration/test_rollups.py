@@ -21,6 +21,7 @@ from quota.values import parse_user_id
 from service.changes import Stores
 from service.lifetime import lifetime_of
 from service.moves import move_user
+from service.pace import Pace, RecountTooSlowError
 from service.partitions import make_partitions
 from service.refunds import refund
 from service.rollups import Folded, RunsIncompleteError, fold_all, fold_once, rollup_lag
@@ -588,22 +589,43 @@ async def test_days_that_leave_the_window_are_taken_out_once(on_open_tiers: Deps
     assert await rows(deps, "SELECT * FROM usage_last_30_days") == []
 
 
-async def test_a_user_who_can_not_be_counted_anew_does_not_hold_up_runs(
-    on_open_tiers: Deps, monkeypatch: pytest.MonkeyPatch
+async def test_a_user_who_takes_too_long_to_count_anew_holds_up_nobody(
+    on_open_tiers: Deps, database_url: str
 ):
-    deps = on_open_tiers
-    await record(deps, "a", {"seconds": 8}, START)
+    deps, pace = on_open_tiers, Pace()
+    users = [f"user-{number}" for number in range(5)]
+    slow = parse_user_id(users[0]).id
+    for user in users:
+        await record(deps, user, {"seconds": 8}, START)
     await settle(deps)
-    await rows(deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users")
+    await fold(deps)
+    await rows(deps, "INSERT INTO stale_rollups (user_id) VALUES ($1)", slow)
+    await rows(
+        deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users WHERE id <> $1", slow
+    )
+    await record(deps, "another", {"seconds": 4}, START)
+    await settle(deps)
 
-    async def takes_too_long(*_: object) -> None:
-        raise TimeoutError
+    async def attempt() -> Folded | None:
+        return await fold_all(
+            deps.database, today=TODAY, seconds_max=60, pace=pace, recount_s_max=0.3
+        )
 
-    monkeypatch.setattr("service.rollups.Fold.count_anew", takes_too_long)
-    with pytest.raises(TimeoutError):
-        await fold(deps)
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("SELECT FROM user_usage WHERE user_id = $1 FOR UPDATE", slow)
+        tried = []
+        for _ in range(3):
+            with pytest.raises(RecountTooSlowError) as caught:
+                await attempt()
+            tried.append(len(caught.value.users))
+        assert tried == [5, 2, 1]
+        assert await attempt() == Folded(0, 4, more=False)
+    await other.close()
 
+    assert [row["user_id"] for row in await rows(deps, "SELECT * FROM stale_rollups")] == [slow]
     assert await rows(deps, "SELECT * FROM usage_runs") == []
+    assert (await fold(deps)).users == 1
     await check(deps)
 
 
