@@ -19,6 +19,7 @@ import asyncpg
 
 from service.database import statement
 from service.pace import USERS_MAX, Pace, RecountTooSlowError
+from service.subscribed import store_again
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -138,9 +139,9 @@ async def fold_once(
 
     async def act(fold: Fold) -> Folded:
         runs, more = await fold.runs(records_max)
-        if (
-            not users_max or more
-        ):  # counted anew before, users would have rows of the log that are folded later
+        await fold.end_streaks()
+        # Counted anew before all runs are folded, users would have rows that are folded again.
+        if not users_max or more:
             return Folded(runs, 0, more)
         stale = await fold.connection.fetch(statement("service", "fold_stale"), users_max, without)
         if not stale:
@@ -198,7 +199,7 @@ async def _behind_fence(
         await connection.execute(_SETTINGS)
         await connection.execute(statement("service", "fold_tables"))
         since = await _slide_window(connection, today)
-        result = await act(Fold(connection, since))
+        result = await act(Fold(connection, since, now=_noon_of(today)))
     except BaseException:
         if not connection.is_closed():
             await transaction.rollback()
@@ -213,6 +214,7 @@ class Fold:
 
     connection: asyncpg.Connection[Any]
     since: dt.date
+    now: dt.datetime | None  # PostgreSQL's, but for tests
 
     async def runs(self, records_max: int = _RECORDS_MAX) -> tuple[int, bool]:
         """Fold the runs that there are; how many records that was, and whether some were left.
@@ -239,6 +241,11 @@ class Fold:
         await self._run("fold_clear_days", users)
         await self._run("fold_restage", users)
         await self._add(users)
+        await store_again(self.connection, users)
+
+    async def end_streaks(self, *, again: bool = False) -> None:
+        """Set those to 0 that are over, once each quarter of an hour, or *again*."""
+        await self._run("fold_end_streaks", self.now, again)
 
     async def reset_platform_if_due(self) -> None:
         """Sum up what is about everybody anew, after a rebuild, once nobody is left to be counted anew."""
@@ -280,10 +287,14 @@ class Fold:
         if counted_anew:
             await self._run("fold_prune", counted_anew)
         await self._run("fold_lifetime", counted_anew)
-        await self._run("fold_streaks")
+        await self._run("fold_streaks", self.now)
 
     async def _run(self, name: str, *arguments: Any) -> None:
         await self.connection.execute(statement("service", name), *arguments, timeout=_FOLD_S_MAX)
+
+
+def _noon_of(day: dt.date | None) -> dt.datetime | None:
+    return None if day is None else dt.datetime.combine(day, dt.time(12), dt.UTC)
 
 
 def _first_of(rows: Sequence[Any], records_max: int) -> list[Any]:

@@ -80,6 +80,7 @@ async def _compare(database: Database, users: Sequence[UUID], *, fix: bool) -> l
         known = await fold.connection.fetch(statement("service", "verify_stale_rollups"), users)
         # Those that wait to be counted anew are not wrong: they are not done.
         sound = sorted({*users} - {row["user_id"] for row in known})
+        await fold.end_streaks(again=True)
         before = await _rows(fold, sound)
         if sound:
             await fold.count_anew(sound)

@@ -92,6 +92,7 @@ def make_notes() -> None:
             server_default=sa.text("1"),
         ),
         required("window_since", sa.Date()),
+        required("streaks_ended_at", INSTANT, default="to_timestamp(0)"),
         required("platform_is_stale", sa.Boolean(), default="false"),
         sa.PrimaryKeyConstraint("id"),
         sa.CheckConstraint("id = 1", name="rollup_state_one_row"),
@@ -131,8 +132,8 @@ def make_platform() -> None:
         required("day", sa.Date()),
         required("action", sa.Text()),
         number("uses"),
-        number("units"),
-        required("credits", sa.Numeric(22, 6), default="0"),
+        required("units", sa.Numeric(38, 0), default="0"),
+        required("credits", sa.Numeric(38, 6), default="0"),
         sa.PrimaryKeyConstraint("day", "action"),
         postgresql_with=UPDATED,
     )
@@ -203,6 +204,7 @@ def make_months() -> None:
             )
         ),
         sa.PrimaryKeyConstraint("user_id", "month"),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
         postgresql_with=UPDATED,
     )
     op.create_table(
@@ -249,7 +251,14 @@ def make_lifetime() -> None:
         required("created_at", INSTANT, default="now()"),
         required("updated_at", INSTANT, default="now()"),
         sa.PrimaryKeyConstraint("user_id"),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
         postgresql_with=UPDATED,
+    )
+    op.create_index(
+        "idx_user_lifetime_stats_streaks",
+        "user_lifetime_stats",
+        ["streak_ends_on"],
+        postgresql_where=sa.text("current_streak > 0"),
     )
 
 

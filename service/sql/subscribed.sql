@@ -1,5 +1,5 @@
 -- subscribed: what users' stretches on tiers come to, one row each: months_subscribed, total_revenue, highest_tier_reached.
--- $1 uuid[]: users   $2 timestamptz: now
+-- $1 uuid[]: users   $2 timestamptz: now, or null for when each was counted last
 -- months_subscribed: whole months, month ends clamped, of each unbroken time on tiers other than the default of when the
 --   stretch began, added up. Counted in days of the user's time zone, each that a stretch has a part of: what ends with a
 --   month's last day has all of it, at whatever hour it began, and a gap of a day breaks nothing.
@@ -9,7 +9,7 @@
 WITH stretch AS (
     SELECT u.id AS user_id, coalesce(s.tier, u.tier) AS tier, coalesce(s.revenue, 0) AS revenue,
            coalesce(s.started_at, u.created_at) AS started_at,
-           least(coalesce(s.ended_at, $2), s.ends_at) AS ended_at, s.id, usage_zone(u.timezone) AS zone
+           least(coalesce(s.ended_at, $2, max(s.counted_at) OVER (PARTITION BY u.id), now()), s.ends_at) AS ended_at, s.id, usage_zone(u.timezone) AS zone
     FROM users u
     LEFT JOIN subscriptions s ON s.user_id = u.id
     WHERE u.id = ANY ($1::uuid[])

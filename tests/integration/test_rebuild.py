@@ -37,6 +37,10 @@ HARM = {
     "user_active_days": "INSERT INTO user_active_days SELECT id, '2020-01-01', 1 FROM users",
     "user_usage.uses": "UPDATE user_usage SET uses = 0",
     "user_usage_features.units": "UPDATE user_usage_features SET units = units * 2",
+    "user_lifetime_stats.current_streak": "UPDATE user_lifetime_stats SET current_streak = 9",
+    "user_lifetime_stats.months_subscribed": "UPDATE user_lifetime_stats SET months_subscribed = 9",
+    "user_lifetime_stats.highest_tier_reached": "UPDATE user_lifetime_stats SET highest_tier_reached = 'x'",
+    "user_lifetime_stats.total_revenue": "UPDATE user_lifetime_stats SET total_revenue = 5",
     "user_lifetime_stats.longest_streak": "UPDATE user_lifetime_stats SET longest_streak = 99",
 }
 

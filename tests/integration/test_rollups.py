@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -135,8 +135,8 @@ class Said:
                 found[(user,)] = [found[(user,)][0] + uses, found[(user,)][1] + spent]
         return {key: one for key, one in found.items() if any(one)}
 
-    def streaks(self, user: UUID) -> tuple[int, int, int]:
-        """Days active, the longest streak, the last one."""
+    def streaks(self, user: UUID, today: date) -> tuple[int, int, int]:
+        """Days active, the longest streak, the last one if it goes on."""
         days = sorted(day for one, day in self.days if one == user)
         runs: list[int] = []
         for number, day in enumerate(days):
@@ -144,7 +144,9 @@ class Said:
                 runs[-1] += 1
             else:
                 runs.append(1)
-        return (len(days), max(runs), runs[-1]) if days else (0, 0, 0)
+        if not days:
+            return 0, 0, 0
+        return len(days), max(runs), runs[-1] if days[-1] >= today - timedelta(days=1) else 0
 
 
 async def said_by_log(deps: Deps) -> Said:
@@ -209,7 +211,7 @@ async def check(deps: Deps, since: date = SINCE) -> None:
             )  # fmt: skip
             assert row["users"] == said.users_since(action, day), (action, day)
     await _check_months(deps, said)
-    await _check_lifetimes(deps, said)
+    await _check_lifetimes(deps, said, since + timedelta(days=29))
 
 
 async def _check_months(deps: Deps, said: Said) -> None:
@@ -235,12 +237,14 @@ async def _check_months(deps: Deps, said: Said) -> None:
         assert row["overage_seconds"] == max(0, over)
 
 
-async def _check_lifetimes(deps: Deps, said: Said) -> None:
+async def _check_lifetimes(deps: Deps, said: Said, today: date) -> None:
+    noon = datetime.combine(today, time(12), UTC)
+    zones = dict(await rows(deps, "SELECT id, timezone FROM users"))
     found = {row["user_id"]: row for row in await rows(deps, "SELECT * FROM user_lifetime_stats")}
     assert set(found) >= {user for user, _ in said.days}
     for user, row in found.items():
         streaks = row["days_active"], row["longest_streak"], row["current_streak"]
-        assert streaks == said.streaks(user)
+        assert streaks == said.streaks(user, noon.astimezone(ZoneInfo(zones[user])).date())
         instants = [
             at for (one, _), all_at in said.instants.items() if one == user for at in all_at
         ]
@@ -532,6 +536,53 @@ async def tier_and_overage(deps: Deps) -> list[tuple[Any, ...]]:
     await fold(deps)
     assert [tuple(row) for row in await rows(deps, query)] == folded
     return folded
+
+
+async def test_a_streak_ends_in_the_table_by_itself(on_open_tiers: Deps):
+    deps = on_open_tiers
+    for days in (0, 1):
+        await record(deps, "a", {"tokens": 1}, START + timedelta(days=days))
+    await settle(deps)
+    streak = "SELECT current_streak, longest_streak, streak_ends_on FROM user_lifetime_stats"
+    last = START.date() + timedelta(days=1)
+
+    for days, current in ((1, 2), (2, 2), (3, 0)):
+        await fold(deps, START.date() + timedelta(days=days))
+        assert [tuple(row) for row in await rows(deps, streak)] == [(current, 2, last)]
+
+    late = START + timedelta(days=2)
+    await record(deps, "a", {"tokens": 1}, START + timedelta(days=3), occurred_at=late)
+    await settle(deps)
+    await fold(deps, START.date() + timedelta(days=3))
+    assert [tuple(row) for row in await rows(deps, streak)] == [(3, 3, late.date())]
+
+
+async def test_sums_of_everybody_pass_64_bits(on_open_tiers: Deps):
+    deps = on_open_tiers
+    for user in ("a", "b"):
+        await record(deps, user, {"tokens": 1}, START)
+    await settle(deps)
+    await rows(deps, "UPDATE usage_logs SET amount = 9223372036854775807")
+
+    await fold(deps)
+
+    await check(deps)
+
+
+async def test_of_a_user_who_was_erased_nothing_is_kept_in_months(on_open_tiers: Deps):
+    deps = on_open_tiers
+    for user in ("a", "b"):
+        await record(deps, user, {"tokens": 1}, START)
+    await settle(deps)
+    await rows(deps, "DELETE FROM users WHERE id = $1", parse_user_id("a").id)
+    await rows(deps, "INSERT INTO stale_rollups VALUES ($1)", parse_user_id("a").id)
+
+    await fold(deps)
+
+    kept = await rows(
+        deps, "SELECT user_id FROM user_lifetime_stats JOIN user_usage USING (user_id)"
+    )
+    assert [row["user_id"] for row in kept] == [parse_user_id("b").id]
 
 
 async def test_a_fold_after_a_change_of_tier_has_the_tier_of_the_use(on_open_tiers: Deps):
