@@ -374,7 +374,13 @@ async def test_the_look_for_what_is_over_uses_its_index(deps: Deps, rules: Rules
         )
         await connection.execute("ANALYZE users, subscriptions")
         plan = await connection.fetch(
-            "EXPLAIN " + statement("worker", "due_subscriptions"), days(1), None, None, 100
+            "EXPLAIN " + statement("worker", "due_subscriptions"),
+            days(1),
+            None,
+            None,
+            100,
+            [],
+            False,
         )
     assert "idx_subscriptions_due" in "\n".join(row[0] for row in plan)
 
