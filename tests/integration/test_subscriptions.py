@@ -19,11 +19,13 @@ from service.database import statement
 from service.lifetime import lifetime_of
 from service.migrations import upgrade
 from service.moves import move_user
+from service.rebuild import rebuild
 from service.rollups import fold_all
 from service.subscribed import Subscribed, store_subscribed, subscribed_of
 from service.subscriptions import stretches_of
 from service.users import find_user, put_user
-from service.verify import Verifier
+from service.verify import Report, Verifier
+from service.verify_rollups import verify_rollups
 from worker.deps import Deps
 
 USER = parse_user_id("user-1")
@@ -438,6 +440,32 @@ async def test_what_stretches_come_to_is_stored_beside_folds(deps: Deps, put: An
     await fold_all(deps.database, seconds_max=5)
     assert await stats(deps) == [(0, Decimal(19), "pro")]
     assert await rows(deps, "SELECT total_conversations FROM user_lifetime_stats") == [(20,)]
+
+
+async def test_what_is_stored_of_stretches_is_verified_as_of_when_it_was_counted(
+    deps: Deps, put: Any
+):
+    await rows(deps, "UPDATE tiers SET applied_at = '2020-01-01'")
+    await put(START, tier="pro", revenue=Decimal(5))
+    await store_subscribed(deps.database, at=days(62), seconds_max=5)
+
+    async def found(*, fix: bool = False) -> set[str]:
+        report = Report()
+        await verify_rollups(deps.database, report, fix=fix)
+        return set(report.by_figure)
+
+    assert await found() == set()  # more months have gone by since
+    await rows(deps, "UPDATE user_lifetime_stats SET months_subscribed = 7, total_revenue = 9")
+    wrong = {"user_lifetime_stats.months_subscribed", "user_lifetime_stats.total_revenue"}
+    assert await found(fix=True) == wrong
+    assert await stats(deps) == [(2, Decimal(5), "pro")]
+
+    await put(days(70), revenue=Decimal(6))  # not counted yet
+    assert await found() == set()
+    await rows(deps, "UPDATE subscriptions SET counted_at = '2025-05-02'")
+    await rows(deps, "UPDATE user_lifetime_stats SET highest_tier_reached = 'free'")
+    await rebuild(deps.database)
+    assert await stats(deps) == [(2, Decimal(6), "pro")]
 
 
 async def test_users_of_before_are_taken_for_made_on_their_tier(empty_url: str):
