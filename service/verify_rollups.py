@@ -117,9 +117,9 @@ def _differences(before: Rows, after: Rows) -> Iterator[Difference]:
         table, user_id, place = key
         stored, expected = before.get(key), after.get(key)
         if stored is None or expected is None:
-            if any(
-                map(_says, (stored or expected or {}).values())
-            ):  # a row of nothing says what none says
+            row = stored or expected or {}
+            # A row of nothing says what none says; each user has reached the tier that it was made on.
+            if any(_says(row[name]) for name in row if name != "highest_tier_reached"):
                 yield Difference(user_id, table, place, _text(stored), _text(expected))
             continue
         for column, value in expected.items():
@@ -135,4 +135,4 @@ def _text(row: dict[str, Any] | None) -> str | None:
 
 
 def _says(value: Any) -> bool:
-    return value not in (None, 0, "0.000000")
+    return value not in (None, 0, "0.000000", "0.00")
