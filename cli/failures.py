@@ -23,6 +23,7 @@ from quota.errors import (
     UnknownUserError,
 )
 from service.migrations import MigrationError, OutdatedDatabaseError
+from service.pace import RecountTooSlowError
 from service.rollups import RunsIncompleteError
 from service.server_errors import DataDirectoryInUseError, PortInUseError, ServerError
 from service.settings import SettingsError
@@ -109,6 +110,7 @@ _FORMS: tuple[tuple[type[BaseException], Callable[[Any], Failure]], ...] = (
     (SettingsError, _setting_failure),
     (NoTiersError, _no_tiers),
     (RunsIncompleteError, lambda error: Failure("rollups_incomplete", str(error))),
+    (RecountTooSlowError, lambda error: Failure("recount_too_slow", str(error))),
     (OutdatedDatabaseError, lambda error: Failure("schema_outdated", str(error))),
     (MigrationError, lambda error: Failure("migration_failed", str(error))),
     (DataDirectoryInUseError, _in_use),

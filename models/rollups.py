@@ -10,10 +10,12 @@ from decimal import Decimal
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Date,
     DateTime,
+    ForeignKey,
     Identity,
     Index,
     Integer,
@@ -55,6 +57,18 @@ def _credits() -> Column[Decimal]:
     return Column(Numeric(22, 6), nullable=False, server_default=text("0"))
 
 
+def _of_everybody(*, places: int) -> Column[Decimal]:
+    """A sum over users, of whom each may fill 64 bits."""
+    return Column(Numeric(38, places), nullable=False, server_default=text("0"))
+
+
+def _user() -> Column[uuid.UUID]:
+    """The user, who is there (seed 002): rows that are made once a month or less can afford to look."""
+    return Column(
+        Uuid, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False
+    )
+
+
 class UsageRun(SQLModel, table=True):
     """Rows that one transaction wrote into `usage_logs` and that are not folded yet.
 
@@ -80,7 +94,8 @@ class UsageRun(SQLModel, table=True):
 class StaleRollup(SQLModel, table=True):
     """A user whose rollups have to be made anew: a refund, another time zone, rows written by others.
 
-    Whoever changes `usage_logs` or `usage_refunds` other than by a run writes one in the same transaction.
+    Whoever changes `usage_logs` or `usage_refunds` other than by a run writes one in the same transaction. For who
+    updates or deletes rows of `usage_logs`, a trigger does; `rows` is how many, which a run may miss.
     """
 
     __tablename__ = "stale_rollups"
@@ -90,10 +105,17 @@ class StaleRollup(SQLModel, table=True):
         default=None, sa_column=Column(BigInteger, Identity(always=True), primary_key=True)
     )
     noted_at: dt.datetime = Field(default=None, sa_column=instant(default_now=True))
+    rows: int = Field(
+        default=0, sa_column=Column(Integer, nullable=False, server_default=text("0"))
+    )
 
 
 class RollupState(SQLModel, table=True):
-    """The fence of the folding job, and since which day `usage_last_30_days` counts; one row."""
+    """The fence of the folding job, and since which day `usage_last_30_days` counts; one row.
+
+    `streaks_ended_at` is when streaks were looked at for the last time.
+    `platform_is_stale`: once nobody is in `stale_rollups`, what is about everybody has to be summed up anew.
+    """
 
     __tablename__ = "rollup_state"
     __table_args__ = (CheckConstraint("id = 1", name="rollup_state_one_row"),)
@@ -105,6 +127,13 @@ class RollupState(SQLModel, table=True):
         ),
     )
     window_since: dt.date = Field(sa_column=_day())
+    streaks_ended_at: dt.datetime = Field(
+        default=None,
+        sa_column=Column(instant().type, nullable=False, server_default=text("to_timestamp(0)")),
+    )
+    platform_is_stale: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=text("false"))
+    )
 
 
 class UsageDaily(SQLModel, table=True):
@@ -135,8 +164,8 @@ class UsageDailyAction(SQLModel, table=True):
     day: dt.date = Field(sa_column=_day(primary_key=True))
     action: str = Field(sa_column=label(nullable=False, primary_key=True))
     uses: int = Field(default=0, sa_column=bigint(default=0))
-    units: int = Field(default=0, sa_column=bigint(default=0))
-    credits: Decimal = Field(default=Decimal(0), sa_column=_credits())
+    units: Decimal = Field(default=Decimal(0), sa_column=_of_everybody(places=0))
+    credits: Decimal = Field(default=Decimal(0), sa_column=_of_everybody(places=6))
 
 
 class UsageLastDay(SQLModel, table=True):
@@ -194,13 +223,13 @@ class UserUsage(SQLModel, table=True):
 
     A session is a record that has `seconds` beside `completed_sessions` (else `conversations`); n of them in s
     seconds are s / n long each. `overage_seconds` are the `seconds` past `overage_after`, which is the soft monthly
-    limit on them of `tier_when_used`: the tier that the user was on when the month's last use was folded.
+    limit on them of `tier_when_used`: the tier that the user was on at the month's last use, as it was in force then.
     """
 
     __tablename__ = "user_usage"
     __table_args__ = (_UPDATED,)
 
-    user_id: uuid.UUID = Field(sa_column=user_id())
+    user_id: uuid.UUID = Field(sa_column=_user())
     month: dt.date = Field(sa_column=_day(primary_key=True))
     uses: int = Field(default=0, sa_column=bigint(default=0))
     conversations: int = Field(default=0, sa_column=bigint(default=0))
@@ -243,14 +272,22 @@ class UserUsageFeature(SQLModel, table=True):
 class UserLifetimeStats(SQLModel, table=True):
     """What a user ever did (seed 002, option 2); every feature in long form is in `feature_usage`.
 
-    `current_streak` is that of the last active day, `streak_ends_on`, in the user's time zone; asked later, it may be
-    over (`service.lifetime`). `months_subscribed`, `total_revenue` and `highest_tier_reached` come from subscriptions.
+    `streak_ends_on` is the last active day, in the user's time zone; `current_streak` is 0 from a quarter of an hour
+    at most after that streak is over, which `service.lifetime` knows to the instant. `months_subscribed`,
+    `total_revenue` and `highest_tier_reached` come from subscriptions.
     """
 
     __tablename__ = "user_lifetime_stats"
-    __table_args__ = (_UPDATED,)
+    __table_args__ = (
+        Index(
+            "idx_user_lifetime_stats_streaks",  # which may be over
+            "streak_ends_on",
+            postgresql_where=text("current_streak > 0"),
+        ),
+        _UPDATED,
+    )
 
-    user_id: uuid.UUID = Field(sa_column=user_id())
+    user_id: uuid.UUID = Field(sa_column=_user())
     total_conversations: int = Field(default=0, sa_column=bigint(default=0))
     total_seconds: int = Field(default=0, sa_column=bigint(default=0))
     total_realtime_sessions: int = Field(default=0, sa_column=bigint(default=0))

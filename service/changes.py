@@ -8,19 +8,20 @@ the worker. The shard's row is locked too, so a worker that applies what should 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from redis.exceptions import RedisError
 
-from quota.errors import UnknownUserError
+from quota.errors import QuotaUnavailableError, UnknownUserError
 from quota.values import instant_ms
 from service.accounts import StoredAccount, load_account, store_account
 from service.database import statement
 from service.staleness import drop_stale_users
-from service.still import standing_still
+from service.still import TOKEN_MS, WAIT_S, standing_still
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -46,7 +47,7 @@ class Stores:
 
     *settle* applies the log in this process; without it a worker has to. *roll* is `Quota.roll`: holds
     that are over end in Redis then, which remembers how. Without it they end with the change, and who
-    commits one afterwards is told that there is none.
+    commits one afterwards is told that there is none. *wait_s* is for a user to stand still.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Stores:
         settle: Settle = None,
         roll: Callable[..., Awaitable[object]] | None = None,
         grace_ms: int = LATE_GRACE_MS,
+        wait_s: float = WAIT_S,
     ) -> None:
         self.database = database
         self.redis = redis
@@ -65,6 +67,7 @@ class Stores:
         self.settle = settle
         self.roll = roll
         self.grace_ms = grace_ms
+        self.wait_s = wait_s
 
 
 class Change:
@@ -113,10 +116,23 @@ async def still_user(stores: Stores, user: User, *, at: datetime | None) -> Asyn
     What it gets has to be called before a commit, see `service.still`.
     """
     if stores.roll is not None:
-        with suppress(UnknownUserError):
-            await stores.roll(user.text, now=at)
+        # Whoever died in a change of the user keeps it away for so long.
+        wait_s = stores.wait_s + TOKEN_MS / 1000
+        try:
+            async with asyncio.timeout(wait_s):
+                await stores.roll(user.text, now=at)
+        except UnknownUserError:
+            pass
+        except TimeoutError:
+            message = f"holds of a user could not be ended within {wait_s:g} s"
+            raise QuotaUnavailableError(message) from None
     async with standing_still(
-        stores.database, stores.redis, stores.keys, user, settle=stores.settle
+        stores.database,
+        stores.redis,
+        stores.keys,
+        user,
+        settle=stores.settle,
+        wait_s=stores.wait_s,
     ) as confirm:
         yield confirm
 

@@ -40,9 +40,9 @@ async def lifetime_of(
         return None
     found = dict(row)
     today = at.astimezone(ZoneInfo(found.pop("timezone") or "UTC")).date()
-    ends_on = found.pop("streak_ends_on")
-    if ends_on is None or ends_on < today - timedelta(days=1):
-        found["current_streak"] = 0
+    ends_on, streak = found.pop("streak_ends_on"), found.pop("last_streak")
+    is_over = ends_on is None or ends_on < today - timedelta(days=1)
+    found["current_streak"] = 0 if is_over else streak
     subscribed = (await subscribed_of(connection, [user_id], at=at)).get(user_id)
     if subscribed is not None:
         found |= asdict(subscribed)

@@ -155,6 +155,11 @@ class Metrics:
             "Stretches on a tier that ended because their time was over",
             registry=registry,
         )
+        self.subscriptions_overdue = Gauge(
+            "allotment_subscriptions_overdue_seconds",
+            "For how long the stretch on a tier that waits longest to be ended has been over",
+            registry=registry,
+        )
         self.tallies = Tallies()
         registry.register(self.tallies)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from service.database import statement
@@ -27,37 +28,44 @@ async def rebuild(
     user_id: UUID | None = None,
     tell: Callable[[int, int], object] | None = None,
 ) -> int:
-    """Count every user anew, or one; return how many. *tell* is told how many of how many are done.
+    """Count every user anew, or one alone; return how many. *tell* is told how many of how many are done.
 
     Killed at any moment, it goes on by itself: who is not counted anew yet is noted, and the worker's job
-    sees to them. Runs whose rows are not to be found are counted by this too, and forgotten.
+    sees to them. Runs whose rows are not to be found are counted by this too, and forgotten, but not for one user.
+
+    Raises:
+        RunsIncompleteError: there are such runs, and only one user is to be counted.
     """
-
-    async def note(fold: Fold) -> int:
-        if user_id is None:
-            await fold.connection.execute(statement("service", "fold_note_everybody"))
-        else:
-            await fold.connection.execute(statement("service", "fold_note_user"), user_id)
-        count: int = await fold.connection.fetchval(
-            "SELECT count(DISTINCT user_id) FROM stale_rollups"
-        )
-        return count
-
-    async def reset_platform(fold: Fold) -> None:
-        await fold.connection.execute(statement("service", "fold_reset_platform"))
-
-    total = await behind_fence(database, note)
-    left = total
-    while left:
+    if user_id is not None:
+        while not await behind_fence(database, partial(_count_one, user_id)):
+            pass
+        return 1
+    await behind_fence(database, _note_everybody)
+    total: int | None = None
+    while True:
+        async with database.connection() as connection:
+            left = await connection.fetchrow(statement("service", "rebuild_left"))
+        assert left is not None, "the migration made its row"
+        total = int(left["users"]) if total is None else total
+        if tell is not None:
+            tell(max(0, total - left["users"]), total)
+        if not left["users"] and not left["platform_is_stale"]:
+            return total
         if await fold_once(database, users_max=_USERS_AT_ONCE) is None:
             await asyncio.sleep(_WAIT_S)  # the worker's job takes its share
-        async with database.connection() as connection:
-            left = await connection.fetchval("SELECT count(DISTINCT user_id) FROM stale_rollups")
-        if tell is not None:
-            tell(max(0, total - left), total)
-    if user_id is None:
-        await behind_fence(database, reset_platform)
-    return total
+
+
+async def _note_everybody(fold: Fold) -> None:
+    await fold.connection.execute(statement("service", "fold_note_everybody"))
+
+
+async def _count_one(user_id: UUID, fold: Fold) -> bool:
+    """False: first there are more runs to fold, in other transactions."""
+    _, more = await fold.runs()
+    if not more:
+        await fold.count_anew([user_id])
+        await fold.connection.execute(statement("service", "fold_forget_user"), user_id)
+    return not more
 
 
 async def behind_fence(

@@ -9,6 +9,7 @@ a refund, another time zone) has exactly the rows that are folded, those of this
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import time
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from service.database import statement
+from service.pace import USERS_MAX, Pace, RecountTooSlowError
+from service.subscribed import store_again
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -42,7 +45,7 @@ WINDOW_DAYS = (
 )
 _RUNS_MAX = 2_000  # looked at for one fold
 _RECORDS_MAX = 400_000  # in one fold: some seconds' work
-_USERS_MAX = 200  # counted anew in one fold
+_RECOUNT_S_MAX = 10.0  # of users in one fold of a worker: it is to end before its job does, with the fold of runs
 _FOLD_S_MAX = 300.0  # of one statement, which may be about all that one user ever did
 # The plan of a fold must be made for that fold; sorting and hashing a fold fits into so much memory.
 _SETTINGS = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL work_mem = '64MB'"
@@ -73,28 +76,49 @@ class Folded:
 
 
 async def fold_all(
-    database: Database, *, today: dt.date | None = None, seconds_max: float
+    database: Database,
+    *,
+    today: dt.date | None = None,
+    seconds_max: float,
+    pace: Pace | None = None,
+    recount_s_max: float = _RECOUNT_S_MAX,
 ) -> Folded | None:
     """Fold until nothing is left or the time is up; None: somebody else is at it.
 
+    *pace* is what the process knows of earlier calls: who was too slow to be counted anew does not hold up others.
+
     Raises:
         RunsIncompleteError
+        RecountTooSlowError: users took longer than *recount_s_max*; with the same *pace*, fewer are next.
     """
+    pace = pace or Pace()
     until = time.monotonic() + seconds_max
     records = users = 0
     users_max = (
         0  # first runs alone: a user whom it takes too long to count anew must not hold them up
     )
     while True:
-        folded = await fold_once(database, today=today, users_max=users_max)
+        try:
+            folded = await fold_once(
+                database,
+                today=today,
+                users_max=users_max,
+                without=pace.left_alone(),
+                recount_s_max=recount_s_max,
+            )
+        except RecountTooSlowError as error:
+            pace.too_slow(error.users)
+            raise
         if folded is None:
             return Folded(records, users, more=True) if records or users else None
         records += folded.records
         users += folded.users
+        if folded.users:
+            pace.in_time()
         if (users_max and not folded.more) or time.monotonic() >= until:
             return Folded(records, users, folded.more or not users_max)
-        if not folded.more:
-            users_max = _USERS_MAX
+        if users_max or not folded.more:
+            users_max = pace.users_max
 
 
 async def fold_once(
@@ -102,28 +126,38 @@ async def fold_once(
     *,
     today: dt.date | None = None,
     records_max: int = _RECORDS_MAX,
-    users_max: int = _USERS_MAX,
+    users_max: int = USERS_MAX,
+    without: Sequence[UUID] = (),
+    recount_s_max: float | None = None,
 ) -> Folded | None:
     """One fold, of a bounded number of records; *today* stands for PostgreSQL's UTC day, in tests.
 
-    None: somebody else is folding.
+    At most *users_max* users are counted anew, none of *without*. None: somebody else is folding.
 
     Raises:
         RunsIncompleteError
+        RecountTooSlowError: nothing was folded.
     """
 
     async def act(fold: Fold) -> Folded:
         runs, more = await fold.runs(records_max)
-        stale: list[Any] = []
-        if users_max and not more:  # else the log has rows that no rollup has
-            stale = await fold.connection.fetch(statement("service", "fold_stale"), users_max)
-            more = len(stale) == users_max
-        if stale:
-            users = [row["user_id"] for row in stale]
-            await fold.count_anew(users)
-            changes = [row["change"] for row in stale]
-            await fold.connection.execute(statement("service", "fold_forget_stale"), users, changes)
-        return Folded(runs, len(stale), more)
+        await fold.end_streaks()
+        # Counted anew before all runs are folded, users would have rows that are folded again.
+        if not users_max or more:
+            return Folded(runs, 0, more)
+        stale = await fold.connection.fetch(statement("service", "fold_stale"), users_max, without)
+        if not stale:
+            await fold.reset_platform_if_due()
+            return Folded(runs, 0, more)
+        users = [row["user_id"] for row in stale]
+        try:
+            async with asyncio.timeout(recount_s_max):
+                await fold.count_anew(users)
+        except TimeoutError as error:
+            raise RecountTooSlowError(users, recount_s_max or _FOLD_S_MAX) from error
+        changes = [row["change"] for row in stale]
+        await fold.connection.execute(statement("service", "fold_forget_stale"), users, changes)
+        return Folded(runs, len(stale), more=True)
 
     return await folding(database, act, today=today)
 
@@ -141,17 +175,7 @@ async def folding(
     """
     async with database.connection() as connection:
         try:
-            return await _behind_fence(connection, act, today, (), undo=undo)
-        except asyncpg.LockNotAvailableError:
-            return None
-        except asyncpg.InvalidParameterValueError:
-            # A user's zone is in Python's zone database and not in PostgreSQL's: those days are UTC's.
-            rows = await connection.fetch(statement("service", "fold_unknown_zones"))
-            if not rows:
-                raise
-        zones = [row["timezone"] for row in rows]
-        try:
-            return await _behind_fence(connection, act, today, zones, undo=undo)
+            return await _behind_fence(connection, act, today, undo=undo)
         except asyncpg.LockNotAvailableError:
             return None
 
@@ -167,7 +191,6 @@ async def _behind_fence(
     connection: asyncpg.Connection[Any],
     act: Callable[[Fold], Awaitable[Result]],
     today: dt.date | None,
-    unknown_zones: Sequence[str],
     *,
     undo: bool,
 ) -> Result:
@@ -178,7 +201,7 @@ async def _behind_fence(
         await connection.execute(_SETTINGS)
         await connection.execute(statement("service", "fold_tables"))
         since = await _slide_window(connection, today)
-        result = await act(Fold(connection, since, unknown_zones))
+        result = await act(Fold(connection, since, now=_noon_of(today)))
     except BaseException:
         if not connection.is_closed():
             await transaction.rollback()
@@ -193,7 +216,7 @@ class Fold:
 
     connection: asyncpg.Connection[Any]
     since: dt.date
-    unknown_zones: Sequence[str]
+    now: dt.datetime | None  # PostgreSQL's, but for tests
 
     async def runs(self, records_max: int = _RECORDS_MAX) -> tuple[int, bool]:
         """Fold the runs that there are; how many records that was, and whether some were left.
@@ -218,11 +241,21 @@ class Fold:
         await self.connection.execute("TRUNCATE folded, folded_daily, folded_sessions, folded_days")
         await self._run("fold_clear_months", users)
         await self._run("fold_clear_days", users)
-        await self._run("fold_restage", users, self.unknown_zones)
+        await self._run("fold_restage", users)
         await self._add(users)
+        await store_again(self.connection, users)
+
+    async def end_streaks(self, *, again: bool = False) -> None:
+        """Set those to 0 that are over, once each quarter of an hour, or *again*."""
+        await self._run("fold_end_streaks", self.now, again)
+
+    async def reset_platform_if_due(self) -> None:
+        """Sum up what is about everybody anew, after a rebuild, once nobody is left to be counted anew."""
+        if await self.connection.fetchval(statement("service", "fold_platform_due")):
+            await self._run("fold_reset_platform")
 
     async def _stage(self, runs: Sequence[Any]) -> None:
-        """Sum up the rows of *runs*, and see that it is all of them."""
+        """Sum up the rows of *runs*, and see that it is all of them, but for what is noted as changed since."""
         firsts = [run["first_at"] for run in runs if run["first_at"] is not None]
         lasts = [run["last_at"] for run in runs if run["last_at"] is not None]
         await self._run(
@@ -230,11 +263,13 @@ class Fold:
             [run["id"] for run in runs],
             min(firsts, default=None),
             max(lasts, default=None),
-            self.unknown_zones,
         )
         found = await self.connection.fetchval("SELECT coalesce(sum(uses), 0)::bigint FROM folded")
         noted = sum(run["records"] for run in runs)
-        if found != noted:
+        if found == noted:
+            return
+        changed = await self.connection.fetchval("SELECT sum(rows)::bigint FROM stale_rollups")
+        if not 0 < noted - found <= (changed or 0):
             raise RunsIncompleteError(noted=noted, found=found)
 
     async def _add(self, counted_anew: Sequence[UUID]) -> None:
@@ -248,16 +283,20 @@ class Fold:
         else:
             await self._run("fold_add_window", self.since)
             await self._run("fold_last_days")
-        await self._run("fold_add_months", bool(counted_anew))
+        await self._run("fold_add_months")
         await self._run("fold_add_features")
         await self._run("fold_add_active_days")
         if counted_anew:
             await self._run("fold_prune", counted_anew)
         await self._run("fold_lifetime", counted_anew)
-        await self._run("fold_streaks")
+        await self._run("fold_streaks", self.now)
 
     async def _run(self, name: str, *arguments: Any) -> None:
         await self.connection.execute(statement("service", name), *arguments, timeout=_FOLD_S_MAX)
+
+
+def _noon_of(day: dt.date | None) -> dt.datetime | None:
+    return None if day is None else dt.datetime.combine(day, dt.time(12), dt.UTC)
 
 
 def _first_of(rows: Sequence[Any], records_max: int) -> list[Any]:

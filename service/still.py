@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from quota.values import User
     from service.database import Database
 
-__all__ = ["STILL", "Confirm", "Settle", "log_settled", "standing_still"]
+__all__ = ["STILL", "TOKEN_MS", "Confirm", "Settle", "log_settled", "standing_still"]
 
 STILL = "still:"  # how the token of a stillness begins; freeze.lua and forget.lua know it too
 WAIT_S = 8.0  # for others to let the user go, and for the log to be applied

@@ -16,14 +16,14 @@ import asyncpg
 from service.database import statement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from datetime import datetime
     from decimal import Decimal
     from uuid import UUID
 
     from service.database import Database
 
-__all__ = ["Subscribed", "store_subscribed", "subscribed_of"]
+__all__ = ["Subscribed", "store_again", "store_subscribed", "subscribed_of"]
 
 _USERS_MAX = 1_000  # in one transaction, for which a fold waits
 _COUNTED_EVERY = timedelta(days=1)  # months grow by themselves, and tiers change places
@@ -49,9 +49,12 @@ class Subscribed:
 
 
 async def subscribed_of(
-    connection: asyncpg.Connection[Any], user_ids: Collection[UUID], *, at: datetime
+    connection: asyncpg.Connection[Any], user_ids: Collection[UUID], *, at: datetime | None
 ) -> dict[UUID, Subscribed]:
-    """The history of each of these users up to *at*; of one that does not exist there is none."""
+    """The history of each of these users up to *at*; of one that does not exist there is none.
+
+    None: up to when `user_lifetime_stats` counted the user last.
+    """
     rows = await connection.fetch(statement("service", "subscribed"), list(user_ids), at)
     return {
         row["user_id"]: Subscribed(
@@ -59,6 +62,16 @@ async def subscribed_of(
         )
         for row in rows
     }
+
+
+async def store_again(connection: asyncpg.Connection[Any], user_ids: Collection[UUID]) -> None:
+    """Make of `user_lifetime_stats` what it should be since *user_ids* were counted last, behind the fence.
+
+    Who had a change since then, or other tiers, is left to the job that counts them.
+    """
+    rows = await connection.fetch(statement("service", "counted_users"), list(user_ids))
+    users = [row["user_id"] for row in rows]
+    await _store(connection, await subscribed_of(connection, users, at=None))
 
 
 async def store_subscribed(
@@ -88,13 +101,17 @@ async def _store_some(database: Database, at: datetime | None) -> int:
             statement("service", "uncounted_subscriptions"), now - _COUNTED_EVERY, _USERS_MAX
         )
         found = await subscribed_of(connection, {row["user_id"] for row in rows}, at=now)
-        await connection.execute(
-            statement("service", "store_subscribed"),
-            [*found],
-            [one.months_subscribed for one in found.values()],
-            [one.total_revenue for one in found.values()],
-            [one.highest_tier_reached for one in found.values()],
-        )
+        await _store(connection, found)
         users, ids = [row["user_id"] for row in rows], [row["id"] for row in rows]
         await connection.execute(statement("service", "set_counted"), users, ids, now)
     return len(rows)
+
+
+async def _store(connection: asyncpg.Connection[Any], found: Mapping[UUID, Subscribed]) -> None:
+    await connection.execute(
+        statement("service", "store_subscribed"),
+        [*found],
+        [one.months_subscribed for one in found.values()],
+        [one.total_revenue for one in found.values()],
+        [one.highest_tier_reached for one in found.values()],
+    )

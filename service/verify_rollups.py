@@ -40,11 +40,12 @@ async def verify_rollups(
 ) -> None:
     """Add to *report* what is wrong with the rollups of every user, or of one, and with those of everybody."""
     try:
-        await fold_once(database)
+        await fold_once(database, users_max=0)
     except RunsIncompleteError as error:
         lost = Difference(_NOBODY, "usage_runs", None, error.found, error.noted)
-        report.add(EVERYBODY, [lost], mended=fix)
-        if not fix:
+        mended = fix and user_id is None  # of one user, it would be about all the others
+        report.add(EVERYBODY, [lost], mended=mended)
+        if not mended:
             return  # what the others should be depends on it
         await rebuild(database)
     done, after = 0, None
@@ -79,13 +80,14 @@ async def _compare(database: Database, users: Sequence[UUID], *, fix: bool) -> l
         known = await fold.connection.fetch(statement("service", "verify_stale_rollups"), users)
         # Those that wait to be counted anew are not wrong: they are not done.
         sound = sorted({*users} - {row["user_id"] for row in known})
+        await fold.end_streaks(again=True)
         before = await _rows(fold, sound)
         if sound:
             await fold.count_anew(sound)
         return list(_differences(before, await _rows(fold, sound)))
 
     while (found := await behind_fence(database, act, undo=not fix)) is None:
-        await fold_once(database)
+        await fold_once(database, users_max=0)
     return found
 
 
@@ -115,9 +117,9 @@ def _differences(before: Rows, after: Rows) -> Iterator[Difference]:
         table, user_id, place = key
         stored, expected = before.get(key), after.get(key)
         if stored is None or expected is None:
-            if any(
-                map(_says, (stored or expected or {}).values())
-            ):  # a row of nothing says what none says
+            row = stored or expected or {}
+            # A row of nothing says what none says; each user has reached the tier that it was made on.
+            if any(_says(row[name]) for name in row if name != "highest_tier_reached"):
                 yield Difference(user_id, table, place, _text(stored), _text(expected))
             continue
         for column, value in expected.items():
@@ -133,4 +135,4 @@ def _text(row: dict[str, Any] | None) -> str | None:
 
 
 def _says(value: Any) -> bool:
-    return value not in (None, 0, "0.000000")
+    return value not in (None, 0, "0.000000", "0.00")

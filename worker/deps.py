@@ -15,12 +15,14 @@ from quota.keys import Keys
 from service.database import Database
 from service.loading import DatabaseLoader
 from service.metrics import Metrics
+from service.pace import Pace
 from service.shards import NoTiersError, make_shards
 from service.tiers import stored_rules
 from worker.drain import Drain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from uuid import UUID
 
     from quota.scripts import Client
     from service.settings import Settings
@@ -47,6 +49,10 @@ class Deps:
     drain: Drain
     metrics: Metrics
     registry: CollectorRegistry
+    # What this worker knows of users who take long to be counted anew.
+    pace: Pace = field(default_factory=Pace)
+    # Users whose stretch on a tier could not be ended when this worker tried last: the others go first.
+    not_ended: set[UUID] = field(default_factory=set)
     # How far each shard was applied when PostgreSQL said so last: what the gauges go by while it is away.
     positions: list[Mapping[str, Any]] = field(default_factory=list)
 

@@ -162,7 +162,7 @@ async def fold_usage(ctx: dict[str, Any]) -> int:
     deps: Deps = ctx["deps"]
     try:
         with deps.metrics.fold_seconds.time():
-            folded = await fold_all(deps.database, seconds_max=FOLD_SECONDS_MAX)
+            folded = await fold_all(deps.database, seconds_max=FOLD_SECONDS_MAX, pace=deps.pace)
         deps.metrics.rollup_lag.set(await rollup_lag(deps.database))
     except Exception as error:  # the next tick tries again: a fold is one transaction
         deps.metrics.jobs.labels("fold_usage", "failed").inc()

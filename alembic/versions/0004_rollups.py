@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +13,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
+SQL = Path(__file__).parents[1] / "sql" / revision
 UPDATED = {"fillfactor": 70}
 INSTANT = sa.DateTime(timezone=True)
 
@@ -45,10 +47,15 @@ def upgrade() -> None:
         """
     )
     op.execute("INSERT INTO stale_rollups (user_id) SELECT id FROM users ORDER BY id")
+    for name in ("note_changed_usage", "usage_logs_updated", "usage_logs_deleted"):
+        op.execute((SQL / f"{name}.sql").read_text(encoding="utf-8"))
 
 
 def downgrade() -> None:
     """Drop them: usage_logs and usage_refunds have all that they were made from."""
+    op.execute("DROP TRIGGER usage_logs_updated ON usage_logs")
+    op.execute("DROP TRIGGER usage_logs_deleted ON usage_logs")
+    op.execute("DROP FUNCTION note_changed_usage")
     for table in reversed(TABLES):
         op.drop_table(table)
 
@@ -72,6 +79,7 @@ def make_notes() -> None:
         required("user_id", sa.Uuid()),
         sa.Column("change", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         required("noted_at", INSTANT, default="now()"),
+        required("rows", sa.Integer(), default="0"),
         sa.PrimaryKeyConstraint("user_id", "change"),
     )
     op.create_table(
@@ -84,6 +92,8 @@ def make_notes() -> None:
             server_default=sa.text("1"),
         ),
         required("window_since", sa.Date()),
+        required("streaks_ended_at", INSTANT, default="to_timestamp(0)"),
+        required("platform_is_stale", sa.Boolean(), default="false"),
         sa.PrimaryKeyConstraint("id"),
         sa.CheckConstraint("id = 1", name="rollup_state_one_row"),
     )
@@ -122,8 +132,8 @@ def make_platform() -> None:
         required("day", sa.Date()),
         required("action", sa.Text()),
         number("uses"),
-        number("units"),
-        required("credits", sa.Numeric(22, 6), default="0"),
+        required("units", sa.Numeric(38, 0), default="0"),
+        required("credits", sa.Numeric(38, 6), default="0"),
         sa.PrimaryKeyConstraint("day", "action"),
         postgresql_with=UPDATED,
     )
@@ -194,6 +204,7 @@ def make_months() -> None:
             )
         ),
         sa.PrimaryKeyConstraint("user_id", "month"),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
         postgresql_with=UPDATED,
     )
     op.create_table(
@@ -240,7 +251,14 @@ def make_lifetime() -> None:
         required("created_at", INSTANT, default="now()"),
         required("updated_at", INSTANT, default="now()"),
         sa.PrimaryKeyConstraint("user_id"),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
         postgresql_with=UPDATED,
+    )
+    op.create_index(
+        "idx_user_lifetime_stats_streaks",
+        "user_lifetime_stats",
+        ["streak_ends_on"],
+        postgresql_where=sa.text("current_streak > 0"),
     )
 
 

@@ -1,14 +1,19 @@
 -- fold_add_months: add `folded` and `folded_sessions` to what users did by month.
--- $1 boolean: leave the tier of a month that there is as it is, since this counts again what was counted before
-WITH limits AS (
+-- The tier of a month is that of the stretch which had its last use, under the file of tiers that was in force then;
+-- before the first of either, that one is taken. Counted again, it comes to the same.
+WITH version AS (
+    SELECT version, CASE WHEN row_number() OVER files = 1 THEN '-infinity' ELSE applied_at END AS since,
+           coalesce(lead(applied_at) OVER files, 'infinity') AS until
+    FROM (SELECT version, min(applied_at) AS applied_at FROM tiers GROUP BY version) file
+    WINDOW files AS (ORDER BY version)
+), limits AS MATERIALIZED (
     -- The soft limit on seconds of a month in each tier; `*` is for what a tier does not name.
-    SELECT t.name AS tier, min(l.max) AS seconds_max
-    FROM tiers t
-    JOIN tier_limits l ON l.version = t.version AND l.tier = t.name AND l.per = 'month' AND l.mode = 'soft'
-     AND l.feature = CASE WHEN EXISTS (SELECT FROM tier_limits n WHERE n.version = t.version AND n.tier = t.name
+    SELECT l.tier, v.since, v.until, min(l.max) AS seconds_max
+    FROM version v
+    JOIN tier_limits l ON l.version = v.version AND l.per = 'month' AND l.mode = 'soft'
+     AND l.feature = CASE WHEN EXISTS (SELECT FROM tier_limits n WHERE n.version = l.version AND n.tier = l.tier
                                        AND n.feature = 'seconds') THEN 'seconds' ELSE '*' END
-    WHERE t.version = (SELECT max(version) FROM tiers)
-    GROUP BY 1
+    GROUP BY 1, 2, 3
 ), months AS (
     SELECT user_id, date_trunc('month', local_day::timestamp)::date AS month, sum(uses) AS uses,
            coalesce(sum(units) FILTER (WHERE action = 'conversations'), 0) AS conversations,
@@ -35,12 +40,19 @@ SELECT n.user_id, n.month, n.uses, n.conversations, n.seconds, n.realtime_sessio
        n.custom_phrases, n.advanced_voice_seconds, n.session_extensions,
        n.completed_sessions, coalesce(round(s.seconds::numeric / s.sessions), 0), coalesce(s.longest, 0),
        coalesce(s.sessions, 0), coalesce(s.seconds, 0), coalesce(greatest(0, n.seconds - l.seconds_max), 0),
-       l.seconds_max, coalesce(u.tier, 'free'), n.first_active_at,
+       l.seconds_max, coalesce(o.tier, u.tier), n.first_active_at,
        n.last_active_at, n.first_conversation_at, n.last_conversation_at, n.last_realtime_at
 FROM months n
 LEFT JOIN folded_sessions s USING (user_id, month)
-LEFT JOIN users u ON u.id = n.user_id
-LEFT JOIN limits l ON l.tier = u.tier
+JOIN users u ON u.id = n.user_id
+LEFT JOIN LATERAL (
+    SELECT tier FROM subscriptions s
+    WHERE s.user_id = n.user_id
+    ORDER BY s.started_at <= n.last_active_at DESC, abs(extract(epoch FROM n.last_active_at - s.started_at)),
+             s.ended_at DESC NULLS FIRST
+    LIMIT 1
+) o ON true
+LEFT JOIN limits l ON l.tier = coalesce(o.tier, u.tier) AND n.last_active_at >= l.since AND n.last_active_at < l.until
 ORDER BY 1, 2
 ON CONFLICT (user_id, month) DO UPDATE
 SET uses = m.uses + excluded.uses,
@@ -59,11 +71,11 @@ SET uses = m.uses + excluded.uses,
     session_seconds = m.session_seconds + excluded.session_seconds,
     -- A record of an earlier instant says nothing of the tier that the month ended on.
     overage_seconds = coalesce(greatest(0, m.seconds + excluded.seconds
-        - CASE WHEN $1 OR excluded.last_active_at < m.last_active_at THEN m.overage_after
+        - CASE WHEN excluded.last_active_at < m.last_active_at THEN m.overage_after
                ELSE excluded.overage_after END), 0),
-    overage_after = CASE WHEN $1 OR excluded.last_active_at < m.last_active_at THEN m.overage_after
+    overage_after = CASE WHEN excluded.last_active_at < m.last_active_at THEN m.overage_after
                          ELSE excluded.overage_after END,
-    tier_when_used = CASE WHEN $1 OR excluded.last_active_at < m.last_active_at THEN m.tier_when_used
+    tier_when_used = CASE WHEN excluded.last_active_at < m.last_active_at THEN m.tier_when_used
                           ELSE excluded.tier_when_used END,
     first_active_at = least(m.first_active_at, excluded.first_active_at),
     last_active_at = greatest(m.last_active_at, excluded.last_active_at),

@@ -1,4 +1,4 @@
--- fold_clear_months: count nothing in the months of users; which tier they were on stays known.
+-- fold_clear_months: count nothing in the months of users.
 -- $1 uuid[] users
 UPDATE user_usage
 SET uses = 0, conversations = 0, seconds = 0, realtime_sessions = 0, anki_exports_used = 0,

@@ -1,6 +1,6 @@
 -- fold_lifetime: what users in `folded` ever did, by their months.
 -- $1 uuid[]: and of these, who may have nothing in `folded`
--- A session is a completed one; of those who never completed one, a conversation. Months are counted from the first
+-- Of a user who was erased nothing is kept. A session is a completed one; of those who never completed one, a conversation. Months are counted from the first
 -- active one to the last, whole. A user who never changed its tier has been on it only; `store_subscribed` counts the
 -- others.
 INSERT INTO user_lifetime_stats AS l (user_id, total_conversations, total_seconds, total_realtime_sessions,
@@ -17,10 +17,11 @@ SELECT t.user_id, coalesce(sum(m.conversations), 0), coalesce(sum(m.seconds), 0)
                       / (12 * (extract(year FROM max(m.month)) - extract(year FROM min(m.month)))
                          + extract(month FROM max(m.month)) - extract(month FROM min(m.month)) + 1)), 0),
        min(m.first_conversation_at), min(m.first_active_at), max(m.last_active_at),
-       coalesce((SELECT u.tier FROM users u WHERE u.id = t.user_id), 'free')
+       u.tier
 FROM (SELECT user_id FROM folded UNION SELECT unnest($1::uuid[])) t (user_id)
+JOIN users u ON u.id = t.user_id
 LEFT JOIN user_usage m ON m.user_id = t.user_id
-GROUP BY 1
+GROUP BY t.user_id, u.tier
 ORDER BY 1
 ON CONFLICT (user_id) DO UPDATE
 SET total_conversations = excluded.total_conversations,

@@ -1,5 +1,5 @@
 -- fold_restage: sum up all that users ever did, less what was refunded, into `folded` and `folded_sessions`.
--- $1 uuid[] users   $2 text[]: zones that PostgreSQL does not know
+-- $1 uuid[] users
 WITH logs AS MATERIALIZED (
     SELECT l.user_id, l.id, l.action, l.format, l.quality, l.created_at, l.key, l.line,
            l.amount - coalesce(r.amount, 0) AS amount,
@@ -12,7 +12,7 @@ WITH logs AS MATERIALIZED (
     ) r ON r.user_id = l.user_id AND r.usage_id = l.id
     WHERE l.user_id = ANY ($1::uuid[])
 ), zones AS MATERIALIZED (
-    SELECT id AS user_id, CASE WHEN timezone = ANY ($2::text[]) THEN 'UTC' ELSE timezone END AS zone
+    SELECT id AS user_id, usage_zone(timezone) AS zone
     FROM users
     WHERE id = ANY ($1::uuid[])
 ), timed AS (

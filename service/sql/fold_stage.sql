@@ -1,6 +1,5 @@
 -- fold_stage: sum up the rows of runs, into `folded` and `folded_sessions`.
 -- $1 bigint[] runs   $2 timestamptz   $3 timestamptz: between which instants those lie that are not named, or null
--- $4 text[]: zones that PostgreSQL does not know
 -- A row is of the run whose row in usage_runs has its xmin, and lies within that run's instants, or is named by it.
 WITH runs AS MATERIALIZED (
     SELECT xmin AS run, first_at, last_at, users, ids, instants FROM usage_runs WHERE id = ANY ($1::bigint[])
@@ -19,7 +18,7 @@ WITH runs AS MATERIALIZED (
         OFFSET 0
     ) l
 ), zones AS MATERIALIZED (
-    SELECT id AS user_id, CASE WHEN timezone = ANY ($4::text[]) THEN 'UTC' ELSE timezone END AS zone
+    SELECT id AS user_id, usage_zone(timezone) AS zone
     FROM users
     WHERE id IN (SELECT user_id FROM logs)
 ), timed AS (

@@ -1,4 +1,5 @@
 -- fold_streaks: count the days of users who have new ones, in `folded_days`.
+-- $1 timestamptz: now, or null for PostgreSQL's; a streak that is over then is none
 -- One day after all the others, which is nearly all of them, is added to what is known; else all days are looked at.
 WITH new_days AS (
     SELECT user_id, count(*) AS days, min(day) AS day FROM folded_days GROUP BY 1
@@ -8,6 +9,7 @@ WITH new_days AS (
     FROM new_days n
     JOIN user_lifetime_stats l USING (user_id)
     WHERE n.days = 1 AND (l.streak_ends_on IS NULL OR n.day > l.streak_ends_on)
+      AND (l.current_streak > 0 OR n.day IS DISTINCT FROM l.streak_ends_on + 1)  -- else it was over, and is forgotten
 ), islands AS (
     -- Days of one streak differ from their number by the same date.
     SELECT d.user_id, d.day, d.day - row_number() OVER (PARTITION BY d.user_id ORDER BY d.day)::int AS island
@@ -24,6 +26,9 @@ WITH new_days AS (
     FROM grown g JOIN user_lifetime_stats l USING (user_id)
 )
 UPDATE user_lifetime_stats l
-SET days_active = c.days_active, longest_streak = c.longest, current_streak = c.streak, streak_ends_on = c.last_day
+SET days_active = c.days_active, longest_streak = c.longest, streak_ends_on = c.last_day,
+    current_streak = CASE WHEN c.last_day < (coalesce($1, now()) AT TIME ZONE usage_zone(u.timezone))::date - 1 THEN 0
+                          ELSE c.streak END
 FROM counted c
+JOIN users u ON u.id = c.user_id
 WHERE l.user_id = c.user_id

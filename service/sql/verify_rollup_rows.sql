@@ -23,6 +23,6 @@ FROM (
     FROM user_usage m WHERE user_id = ANY ($1::uuid[])
     UNION ALL
     SELECT 'user_lifetime_stats', user_id, NULL,
-           to_jsonb(l) - '{user_id,created_at,updated_at,months_subscribed,total_revenue,highest_tier_reached}'::text[]
+           to_jsonb(l) - '{user_id,created_at,updated_at}'::text[]
     FROM user_lifetime_stats l WHERE user_id = ANY ($1::uuid[])
 ) rollups

@@ -15,6 +15,7 @@ from service import expiry
 from service.changes import Stores
 from service.expiry import expire_subscription
 from service.moves import move_user
+from service.still import STILL
 from service.users import put_user
 from worker import expiring
 from worker.deps import Deps, open_deps
@@ -242,7 +243,45 @@ async def test_a_round_ends_in_time_and_the_next_one_goes_on(
     monkeypatch.setattr(expiring, "_USERS_MAX", 2)
     await on_big(deps, rules, *(f"user-{number}" for number in range(5)))
 
-    assert [await expire_round(deps, at=END, seconds_max=0) for _ in range(4)] == [2, 2, 1, 0]
+    ended = [await expire_round(deps, at=END, seconds_max=0) for _ in range(6)]
+    assert ended == [1, 1, 1, 1, 1, 0]
+
+
+async def test_those_that_can_not_be_ended_come_after_the_others(
+    deps: Deps, rules: Rules, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(expiring, "_WAIT_S", 0.1)
+    monkeypatch.setattr(expiring, "_USERS_MAX", 1)
+    await on_big(deps, rules, "busy")
+    await on_big(deps, rules, "free", until=END + timedelta(minutes=1))
+    now, busy = END + timedelta(minutes=2), parse_user_id("busy").id
+    token = deps.keys.shard_of(busy).token_of(busy.hex)
+    await deps.redis.set(token, STILL + "of somebody else")
+
+    assert await expire_round(deps, at=now, seconds_max=0) == 0
+    assert deps.not_ended == {busy}
+    assert await expire_round(deps, at=now, seconds_max=0) == 1
+    assert await tiers(deps) == {"busy": "big", "free": "small"}
+
+    await deps.redis.delete(token)
+    assert await expire_round(deps, at=now) == 1
+    assert deps.not_ended == set()
+
+
+async def test_what_stretches_come_to_is_stored_when_none_can_be_ended(deps: Deps, rules: Rules):
+    await on_big(deps, rules, "user-1")
+    async with deps.database.connection() as connection:
+        await connection.execute("ALTER TABLE users RENAME COLUMN external_id TO hidden")
+
+    assert await expire_subscriptions({"deps": deps}) == 0
+
+    async with deps.database.connection() as connection:
+        reached = await connection.fetch("SELECT highest_tier_reached FROM user_lifetime_stats")
+    assert [name for (name,) in reached] == ["big"]
+    value = deps.registry.get_sample_value
+    failed = {"job": "expire_subscriptions", "outcome": "failed"}
+    assert value("allotment_jobs_total", failed) == 1
+    assert (value("allotment_subscriptions_overdue_seconds") or 0) > 24 * 3600
 
 
 async def test_many_that_are_over_at_once_end_a_batch_at_a_time(

@@ -9,7 +9,7 @@ import pytest
 
 from quota.values import parse_user_id
 from service.rebuild import rebuild
-from service.rollups import RunsIncompleteError, fold_once
+from service.rollups import RunsIncompleteError, fold_all, fold_once
 from service.verify import Report
 from service.verify_rollups import verify_rollups
 from worker.deps import Deps
@@ -37,6 +37,10 @@ HARM = {
     "user_active_days": "INSERT INTO user_active_days SELECT id, '2020-01-01', 1 FROM users",
     "user_usage.uses": "UPDATE user_usage SET uses = 0",
     "user_usage_features.units": "UPDATE user_usage_features SET units = units * 2",
+    "user_lifetime_stats.current_streak": "UPDATE user_lifetime_stats SET current_streak = 9",
+    "user_lifetime_stats.months_subscribed": "UPDATE user_lifetime_stats SET months_subscribed = 9",
+    "user_lifetime_stats.highest_tier_reached": "UPDATE user_lifetime_stats SET highest_tier_reached = 'x'",
+    "user_lifetime_stats.total_revenue": "UPDATE user_lifetime_stats SET total_revenue = 5",
     "user_lifetime_stats.longest_streak": "UPDATE user_lifetime_stats SET longest_streak = 99",
 }
 
@@ -143,9 +147,9 @@ async def test_a_rebuild_of_one_user_leaves_the_others(deps: Deps):
 
 async def test_runs_whose_rows_are_lost_are_counted_by_a_rebuild(deps: Deps):
     await use(deps, folded=False)
-    await rows(
-        deps, "UPDATE usage_logs SET event_type = 'touched'"
-    )  # as a dump restored: another xmin
+    # As a restored dump: another xmin, and no note of it.
+    await rows(deps, "ALTER TABLE usage_logs DISABLE TRIGGER USER")
+    await rows(deps, "UPDATE usage_logs SET event_type = 'touched'")
     with pytest.raises(RunsIncompleteError):
         await fold_once(deps.database)
     assert (await verified(deps)).by_figure == {"usage_runs": 1}
@@ -156,3 +160,47 @@ async def test_runs_whose_rows_are_lost_are_counted_by_a_rebuild(deps: Deps):
     assert (await verified(deps)).found == 0
     (row,) = await rows(deps, "SELECT sum(uses)::int AS uses FROM usage_daily")
     assert row["uses"] == 6
+
+
+async def test_one_user_alone_is_worked_on(deps: Deps):
+    await use(deps)
+    await rows(deps, "UPDATE user_usage SET uses = 7")
+    await rows(deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users")
+
+    assert await rebuild(deps.database, user_id=parse_user_id("a").id) == 1
+    await verified(deps, fix=True, user="a")
+
+    waiting = await rows(deps, "SELECT user_id FROM stale_rollups")
+    assert [row["user_id"] for row in waiting] == [parse_user_id("b").id]
+    wrong = await rows(deps, "SELECT DISTINCT user_id FROM user_usage WHERE uses = 7")
+    assert [row["user_id"] for row in wrong] == [parse_user_id("b").id]
+
+
+async def test_runs_that_are_lost_are_not_made_good_for_one_user(deps: Deps):
+    await use(deps, folded=False)
+    await rows(deps, "ALTER TABLE usage_logs DISABLE TRIGGER USER")
+    await rows(deps, "UPDATE usage_logs SET event_type = 'touched'")
+
+    report = await verified(deps, fix=True, user="a")
+
+    assert report.remaining == 1
+    assert await rows(deps, "SELECT * FROM stale_rollups") == []
+    with pytest.raises(RunsIncompleteError):
+        await rebuild(deps.database, user_id=parse_user_id("a").id)
+
+
+async def test_a_rebuild_that_is_killed_is_ended_by_the_worker(deps: Deps):
+    await use(deps)
+    right = await everything(deps)
+    for harm in HARM.values():
+        await rows(deps, harm)
+
+    def die(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await rebuild(deps.database, tell=die)
+    await fold_all(deps.database, seconds_max=60)
+
+    assert await everything(deps) == right
+    assert await rows(deps, "SELECT 1 FROM rollup_state WHERE platform_is_stale") == []

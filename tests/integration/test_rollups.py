@@ -7,7 +7,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -21,6 +21,7 @@ from quota.values import parse_user_id
 from service.changes import Stores
 from service.lifetime import lifetime_of
 from service.moves import move_user
+from service.pace import Pace, RecountTooSlowError
 from service.partitions import make_partitions
 from service.refunds import refund
 from service.rollups import Folded, RunsIncompleteError, fold_all, fold_once, rollup_lag
@@ -53,6 +54,7 @@ OPEN: dict[str, Any] = {
 async def on_open_tiers(deps: Deps, apply_tiers) -> Deps:
     await apply_tiers(deps, OPEN)
     await rows(deps, "UPDATE rollup_state SET window_since = $1", SINCE)  # it is of today
+    await rows(deps, "UPDATE tiers SET applied_at = $1", START - timedelta(days=365))
     return deps
 
 
@@ -133,8 +135,8 @@ class Said:
                 found[(user,)] = [found[(user,)][0] + uses, found[(user,)][1] + spent]
         return {key: one for key, one in found.items() if any(one)}
 
-    def streaks(self, user: UUID) -> tuple[int, int, int]:
-        """Days active, the longest streak, the last one."""
+    def streaks(self, user: UUID, today: date) -> tuple[int, int, int]:
+        """Days active, the longest streak, the last one if it goes on."""
         days = sorted(day for one, day in self.days if one == user)
         runs: list[int] = []
         for number, day in enumerate(days):
@@ -142,7 +144,9 @@ class Said:
                 runs[-1] += 1
             else:
                 runs.append(1)
-        return (len(days), max(runs), runs[-1]) if days else (0, 0, 0)
+        if not days:
+            return 0, 0, 0
+        return len(days), max(runs), runs[-1] if days[-1] >= today - timedelta(days=1) else 0
 
 
 async def said_by_log(deps: Deps) -> Said:
@@ -207,7 +211,7 @@ async def check(deps: Deps, since: date = SINCE) -> None:
             )  # fmt: skip
             assert row["users"] == said.users_since(action, day), (action, day)
     await _check_months(deps, said)
-    await _check_lifetimes(deps, said)
+    await _check_lifetimes(deps, said, since + timedelta(days=29))
 
 
 async def _check_months(deps: Deps, said: Said) -> None:
@@ -233,12 +237,14 @@ async def _check_months(deps: Deps, said: Said) -> None:
         assert row["overage_seconds"] == max(0, over)
 
 
-async def _check_lifetimes(deps: Deps, said: Said) -> None:
+async def _check_lifetimes(deps: Deps, said: Said, today: date) -> None:
+    noon = datetime.combine(today, time(12), UTC)
+    zones = dict(await rows(deps, "SELECT id, timezone FROM users"))
     found = {row["user_id"]: row for row in await rows(deps, "SELECT * FROM user_lifetime_stats")}
     assert set(found) >= {user for user, _ in said.days}
     for user, row in found.items():
         streaks = row["days_active"], row["longest_streak"], row["current_streak"]
-        assert streaks == said.streaks(user)
+        assert streaks == said.streaks(user, noon.astimezone(ZoneInfo(zones[user])).date())
         instants = [
             at for (one, _), all_at in said.instants.items() if one == user for at in all_at
         ]
@@ -433,15 +439,41 @@ async def test_rows_that_are_not_found_stop_the_fold_in_words(on_open_tiers: Dep
     deps = on_open_tiers
     await record(deps, "a", {"seconds": 1}, START)
     await settle(deps)
-    await rows(
-        deps, "UPDATE usage_logs SET event_type = 'touched'"
-    )  # as a restored dump: another xmin
+    # As a restored dump: another xmin, and no note of it.
+    await rows(deps, "ALTER TABLE usage_logs DISABLE TRIGGER USER")
+    await rows(deps, "UPDATE usage_logs SET event_type = 'touched'")
 
     with pytest.raises(RunsIncompleteError, match="allotment rebuild"):
         await fold(deps)
 
     assert await rows(deps, "SELECT * FROM usage_daily") == []
     assert await rollup_lag(deps.database) > 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM usage_logs WHERE user_id = $1 AND amount = 1",
+        "UPDATE usage_logs SET amount = 5 WHERE user_id = $1 AND amount = 1",
+        "UPDATE usage_logs SET created_at = created_at + interval '40 days' WHERE user_id = $1",
+    ],
+)
+async def test_an_admin_may_change_rows_that_are_not_folded(on_open_tiers: Deps, change: str):
+    deps = on_open_tiers
+    for seconds in (1, 2):
+        for user in ("a", "b"):
+            await record(deps, user, {"seconds": seconds}, START)
+    await settle(deps)
+    async with deps.database.connection() as connection:
+        await make_partitions(connection, now=START, months_ahead=0)
+        async with connection.transaction():
+            await connection.execute("SET LOCAL ROLE allotment_admin")
+            await connection.execute(change, parse_user_id("a").id)
+
+    folded = await fold(deps)
+
+    assert folded.users == 1
+    await check(deps)
 
 
 async def test_a_streak_grows_and_is_mended_by_what_comes_late(on_open_tiers: Deps):
@@ -495,6 +527,101 @@ async def test_the_tier_of_a_month_is_that_of_its_last_use(on_open_tiers: Deps):
     assert [tuple(row) for row in await rows(deps, months)] == expected
 
 
+async def tier_and_overage(deps: Deps) -> list[tuple[Any, ...]]:
+    """What the one month says, folded and counted anew."""
+    query = "SELECT tier_when_used, overage_seconds FROM user_usage"
+    folded = [tuple(row) for row in await rows(deps, query)]
+    await rows(deps, "UPDATE user_usage SET tier_when_used = 'wrong', overage_after = 7")
+    await rows(deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users")
+    await fold(deps)
+    assert [tuple(row) for row in await rows(deps, query)] == folded
+    return folded
+
+
+async def test_a_streak_ends_in_the_table_by_itself(on_open_tiers: Deps):
+    deps = on_open_tiers
+    for days in (0, 1):
+        await record(deps, "a", {"tokens": 1}, START + timedelta(days=days))
+    await settle(deps)
+    streak = "SELECT current_streak, longest_streak, streak_ends_on FROM user_lifetime_stats"
+    last = START.date() + timedelta(days=1)
+
+    for days, current in ((1, 2), (2, 2), (3, 0)):
+        await fold(deps, START.date() + timedelta(days=days))
+        assert [tuple(row) for row in await rows(deps, streak)] == [(current, 2, last)]
+
+    late = START + timedelta(days=2)
+    await record(deps, "a", {"tokens": 1}, START + timedelta(days=3), occurred_at=late)
+    await settle(deps)
+    await fold(deps, START.date() + timedelta(days=3))
+    assert [tuple(row) for row in await rows(deps, streak)] == [(3, 3, late.date())]
+
+
+async def test_sums_of_everybody_pass_64_bits(on_open_tiers: Deps):
+    deps = on_open_tiers
+    for user in ("a", "b"):
+        await record(deps, user, {"tokens": 1}, START)
+    await settle(deps)
+    await rows(deps, "UPDATE usage_logs SET amount = 9223372036854775807")
+
+    await fold(deps)
+
+    await check(deps)
+
+
+async def test_of_a_user_who_was_erased_nothing_is_kept_in_months(on_open_tiers: Deps):
+    deps = on_open_tiers
+    for user in ("a", "b"):
+        await record(deps, user, {"tokens": 1}, START)
+    await settle(deps)
+    await rows(deps, "DELETE FROM users WHERE id = $1", parse_user_id("a").id)
+    await rows(deps, "INSERT INTO stale_rollups VALUES ($1)", parse_user_id("a").id)
+
+    await fold(deps)
+
+    kept = await rows(
+        deps, "SELECT user_id FROM user_lifetime_stats JOIN user_usage USING (user_id)"
+    )
+    assert [row["user_id"] for row in kept] == [parse_user_id("b").id]
+
+
+async def test_a_fold_after_a_change_of_tier_has_the_tier_of_the_use(on_open_tiers: Deps):
+    deps = on_open_tiers
+    await record(deps, "a", {"seconds": 1300}, START)
+    await settle(deps)
+    await move(deps, "a", START + timedelta(days=1), tier="pro")
+    await fold(deps)
+
+    assert await tier_and_overage(deps) == [("free", 300)]
+
+
+async def test_a_backdated_record_has_the_tier_of_its_instant(on_open_tiers: Deps):
+    deps = on_open_tiers
+    await record(deps, "a", {"tokens": 1}, START)
+    await settle(deps)
+    await rows(deps, "DELETE FROM usage_logs")
+    await rows(deps, "DELETE FROM usage_runs")
+    await move(deps, "a", START + timedelta(days=2), tier="pro")
+    await move(deps, "a", START + timedelta(days=4), tier="free")
+    for days, seconds in ((1, 4000), (3, 5000)):
+        at = START + timedelta(days=days)
+        await record(deps, "a", {"seconds": seconds}, START + timedelta(days=5), occurred_at=at)
+    await settle(deps)
+    await fold(deps)
+
+    assert await tier_and_overage(deps) == [("pro", 0)]
+
+
+async def test_a_limit_of_later_changes_no_month_of_before(on_open_tiers: Deps, apply_tiers: Any):
+    deps = on_open_tiers
+    await record(deps, "a", {"seconds": 1300}, START)
+    await settle(deps)
+    await apply_tiers(deps, {**OPEN, "tiers": {"free": OPEN["tiers"]["pro"]}})
+    await fold(deps)
+
+    assert await tier_and_overage(deps) == [("free", 300)]
+
+
 async def test_days_that_leave_the_window_are_taken_out_once(on_open_tiers: Deps):
     deps = on_open_tiers
     await rows(deps, "UPDATE rollup_state SET window_since = $1", START.date())
@@ -513,22 +640,43 @@ async def test_days_that_leave_the_window_are_taken_out_once(on_open_tiers: Deps
     assert await rows(deps, "SELECT * FROM usage_last_30_days") == []
 
 
-async def test_a_user_who_can_not_be_counted_anew_does_not_hold_up_runs(
-    on_open_tiers: Deps, monkeypatch: pytest.MonkeyPatch
+async def test_a_user_who_takes_too_long_to_count_anew_holds_up_nobody(
+    on_open_tiers: Deps, database_url: str
 ):
-    deps = on_open_tiers
-    await record(deps, "a", {"seconds": 8}, START)
+    deps, pace = on_open_tiers, Pace()
+    users = [f"user-{number}" for number in range(5)]
+    slow = parse_user_id(users[0]).id
+    for user in users:
+        await record(deps, user, {"seconds": 8}, START)
     await settle(deps)
-    await rows(deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users")
+    await fold(deps)
+    await rows(deps, "INSERT INTO stale_rollups (user_id) VALUES ($1)", slow)
+    await rows(
+        deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users WHERE id <> $1", slow
+    )
+    await record(deps, "another", {"seconds": 4}, START)
+    await settle(deps)
 
-    async def takes_too_long(*_: object) -> None:
-        raise TimeoutError
+    async def attempt() -> Folded | None:
+        return await fold_all(
+            deps.database, today=TODAY, seconds_max=60, pace=pace, recount_s_max=0.3
+        )
 
-    monkeypatch.setattr("service.rollups.Fold.count_anew", takes_too_long)
-    with pytest.raises(TimeoutError):
-        await fold(deps)
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("SELECT FROM user_usage WHERE user_id = $1 FOR UPDATE", slow)
+        tried = []
+        for _ in range(3):
+            with pytest.raises(RecountTooSlowError) as caught:
+                await attempt()
+            tried.append(len(caught.value.users))
+        assert tried == [5, 2, 1]
+        assert await attempt() == Folded(0, 4, more=False)
+    await other.close()
 
+    assert [row["user_id"] for row in await rows(deps, "SELECT * FROM stale_rollups")] == [slow]
     assert await rows(deps, "SELECT * FROM usage_runs") == []
+    assert (await fold(deps)).users == 1
     await check(deps)
 
 
@@ -576,14 +724,21 @@ async def test_the_ranking_and_distinct_users_are_read_from_an_index(on_open_tie
     assert "usage_users_by_last_day_pkey" in str(distinct)
 
 
-async def test_a_zone_that_postgresql_does_not_know_is_utc(on_open_tiers: Deps):
+@pytest.mark.parametrize(
+    ("zone", "day"), [("Mars/Olympus_Mons", date(2025, 7, 1)), ("CET", date(2025, 7, 2))]
+)
+async def test_zones_that_postgresql_lacks_are_utc_and_cet_has_summer_time(
+    on_open_tiers: Deps, zone: str, day: date
+):
     deps = on_open_tiers
-    await record(deps, "a", {"seconds": 8}, START)
+    await record(deps, "a", {"seconds": 8}, datetime(2025, 7, 1, 22, 30, tzinfo=UTC))
     await settle(deps)
-    await rows(deps, "UPDATE users SET timezone = 'Mars/Olympus_Mons'")
+    await rows(deps, "UPDATE users SET timezone = $1", zone)
 
     await fold(deps)
 
-    assert [row["day"] for row in await rows(deps, "SELECT day FROM user_active_days")] == [
-        START.date()
-    ]
+    days = "SELECT day FROM user_active_days"
+    assert [row["day"] for row in await rows(deps, days)] == [day]
+    await rows(deps, "INSERT INTO stale_rollups (user_id) SELECT id FROM users")
+    await fold(deps)
+    assert [row["day"] for row in await rows(deps, days)] == [day]

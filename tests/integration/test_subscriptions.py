@@ -19,11 +19,13 @@ from service.database import statement
 from service.lifetime import lifetime_of
 from service.migrations import upgrade
 from service.moves import move_user
+from service.rebuild import rebuild
 from service.rollups import fold_all
 from service.subscribed import Subscribed, store_subscribed, subscribed_of
 from service.subscriptions import stretches_of
 from service.users import find_user, put_user
-from service.verify import Verifier
+from service.verify import Report, Verifier
+from service.verify_rollups import verify_rollups
 from worker.deps import Deps
 
 USER = parse_user_id("user-1")
@@ -261,6 +263,41 @@ async def test_whole_months_of_each_unbroken_time_are_added_up(deps: Deps, put: 
     assert found == Subscribed(3, Decimal("25.50"), "pro")
 
 
+@pytest.mark.parametrize(
+    ("zone", "began", "last", "months"),
+    [
+        ("UTC", datetime(2025, 3, 1, 10, tzinfo=UTC), date(2025, 3, 31), 1),
+        ("America/New_York", datetime(2025, 3, 1, 15, tzinfo=UTC), date(2025, 3, 31), 1),
+        ("CET", datetime(2025, 6, 30, 22, tzinfo=UTC), date(2025, 7, 31), 1),
+        ("UTC", datetime(2025, 3, 1, 10, tzinfo=UTC), date(2025, 3, 30), 0),
+        ("UTC", datetime(2025, 1, 31, 10, tzinfo=UTC), date(2025, 2, 27), 1),
+    ],
+)
+async def test_months_are_those_of_the_users_days(
+    deps: Deps, put: Any, zone: str, began: datetime, last: date, months: int
+):
+    await put(began, timezone=zone)
+    await put(began, tier="pro", until=last)
+
+    assert (await subscribed(deps, began + timedelta(days=300))).months_subscribed == months
+
+
+@pytest.mark.parametrize("late", [timedelta(0), timedelta(minutes=1), timedelta(hours=30)])
+async def test_who_pays_again_within_a_day_has_paid_without_a_break(
+    deps: Deps, put: Any, late: timedelta
+):
+    await put(START)
+    began = START + timedelta(hours=10)
+    for month in range(3, 13):
+        await put(began, tier="pro", until=date(2025, month, 28))
+        ends = datetime(2025, month, 29, tzinfo=UTC)
+        await put(ends, tier="free")
+        began = ends + late
+
+    whole = (await subscribed(deps, began)).months_subscribed
+    assert whole == 9  # from 1 March to 29 December
+
+
 async def test_the_highest_tier_follows_the_order_of_the_file_above_the_default(
     deps: Deps, put: Any, apply_tiers: Any
 ):
@@ -339,7 +376,13 @@ async def test_the_look_for_what_is_over_uses_its_index(deps: Deps, rules: Rules
         )
         await connection.execute("ANALYZE users, subscriptions")
         plan = await connection.fetch(
-            "EXPLAIN " + statement("worker", "due_subscriptions"), days(1), None, None, 100
+            "EXPLAIN " + statement("worker", "due_subscriptions"),
+            days(1),
+            None,
+            None,
+            100,
+            [],
+            False,
         )
     assert "idx_subscriptions_due" in "\n".join(row[0] for row in plan)
 
@@ -397,6 +440,32 @@ async def test_what_stretches_come_to_is_stored_beside_folds(deps: Deps, put: An
     await fold_all(deps.database, seconds_max=5)
     assert await stats(deps) == [(0, Decimal(19), "pro")]
     assert await rows(deps, "SELECT total_conversations FROM user_lifetime_stats") == [(20,)]
+
+
+async def test_what_is_stored_of_stretches_is_verified_as_of_when_it_was_counted(
+    deps: Deps, put: Any
+):
+    await rows(deps, "UPDATE tiers SET applied_at = '2020-01-01'")
+    await put(START, tier="pro", revenue=Decimal(5))
+    await store_subscribed(deps.database, at=days(62), seconds_max=5)
+
+    async def found(*, fix: bool = False) -> set[str]:
+        report = Report()
+        await verify_rollups(deps.database, report, fix=fix)
+        return set(report.by_figure)
+
+    assert await found() == set()  # more months have gone by since
+    await rows(deps, "UPDATE user_lifetime_stats SET months_subscribed = 7, total_revenue = 9")
+    wrong = {"user_lifetime_stats.months_subscribed", "user_lifetime_stats.total_revenue"}
+    assert await found(fix=True) == wrong
+    assert await stats(deps) == [(2, Decimal(5), "pro")]
+
+    await put(days(70), revenue=Decimal(6))  # not counted yet
+    assert await found() == set()
+    await rows(deps, "UPDATE subscriptions SET counted_at = '2025-05-02'")
+    await rows(deps, "UPDATE user_lifetime_stats SET highest_tier_reached = 'free'")
+    await rebuild(deps.database)
+    assert await stats(deps) == [(2, Decimal(6), "pro")]
 
 
 async def test_users_of_before_are_taken_for_made_on_their_tier(empty_url: str):

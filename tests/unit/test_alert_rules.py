@@ -44,4 +44,5 @@ def test_each_alert_has_one_rule():
     names = [rule["alert"] for rule in RULES]
 
     assert len(names) == len(set(names))
-    assert "AllotmentLogNearlyFull" in names
+    assert {"AllotmentLogNearlyFull", "AllotmentRollupsBehind", "AllotmentFoldFails"} <= set(names)
+    assert "AllotmentSubscriptionsOverdue" in names
