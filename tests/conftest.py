@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -26,6 +27,12 @@ from service.settings import Settings
 from service.system_user import postgres_user
 from service.tiers import apply_rules, publish
 from worker.deps import Deps, open_deps
+
+# A busy machine is no fault of what is tested: no example has to be quick.
+settings.register_profile(
+    "any machine", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 # copy_of("name of a database") -> the address of its copy, which is dropped at the block's end.
 CopyOf = Callable[[str], AbstractAsyncContextManager[str]]
