@@ -40,9 +40,7 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-WINDOW_DAYS = (
-    30  # of `usage_last_30_days`: this UTC day and so many before it: the first was 30 days ago
-)
+WINDOW_DAYS = 30  # of `usage_last_30_days`, before this UTC day: it has 31
 _RUNS_MAX = 2_000  # looked at for one fold
 _RECORDS_MAX = 400_000  # in one fold: some seconds' work
 _RECOUNT_S_MAX = 10.0  # of users in one fold of a worker: it is to end before its job does, with the fold of runs
