@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
+import hypothesis
 import pytest
-from hypothesis import HealthCheck, settings
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -29,10 +29,13 @@ from service.tiers import apply_rules, publish
 from worker.deps import Deps, open_deps
 
 # A busy machine is no fault of what is tested: no example has to be quick.
-settings.register_profile(
-    "any machine", parent=settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+hypothesis.settings.register_profile(
+    "any machine",
+    parent=hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-settings.load_profile("any machine")
+hypothesis.settings.load_profile("any machine")
 
 # copy_of("name of a database") -> the address of its copy, which is dropped at the block's end.
 CopyOf = Callable[[str], AbstractAsyncContextManager[str]]
