@@ -211,7 +211,7 @@ async def check(deps: Deps, since: date = SINCE) -> None:
             )  # fmt: skip
             assert row["users"] == said.users_since(action, day), (action, day)
     await _check_months(deps, said)
-    await _check_lifetimes(deps, said, since + timedelta(days=29))
+    await _check_lifetimes(deps, said, since + timedelta(days=30))
 
 
 async def _check_months(deps: Deps, said: Said) -> None:
