@@ -46,7 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
         const=10_000_000,
         type=int,
         metavar="RECORDS",
-        help="the named queries alone, over so many logged records (10 million, in a quarter of an hour)",
+        help="the named queries alone, over so many logged records (10 million, in twenty minutes)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     given = parser.parse_args(words)
