@@ -48,7 +48,7 @@ async def _check(output: Output) -> Checked:
         "revision": checked.revision,
         "needed": checked.needed,
         **{
-            f"{state}": [asdict(one) for one in checked.of(state)]
+            state: [asdict(one) for one in checked.of(state)]
             for state in (PRESENT, MISSING, CONFLICT, LEGACY)
         },
     }

@@ -183,9 +183,7 @@ class _Change:
                 at=running.ended_at,
             )
         )
-        await (
-            session.flush()
-        )  # before the next one is added: two may not run, not even for a moment
+        await session.flush()  # before the next one: two may not run, not even for a moment
         return running.ended_at
 
     def _how(self, running: Subscription, next_tier: str) -> str:

@@ -91,6 +91,13 @@ def copy_of(postgres_url: str) -> CopyOf:
     return copied
 
 
+@pytest.fixture
+async def legacy_url(copy_of: CopyOf) -> AsyncIterator[str]:
+    """The address of a database with nothing in it yet, for legacy rows."""
+    async with copy_of("template1") as url:
+        yield url
+
+
 @pytest.fixture(scope="session")
 async def template_database(postgres_url: str, copy_of: CopyOf) -> AsyncIterator[str]:
     """The name of a database with every table and no row, migrated once.

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -98,14 +97,6 @@ MANY = f"""
     FROM generate_series(1, {ROWS}) n;
 """
 COUNTED = "SELECT count(*), sum(usage_count) FROM feature_usage"
-
-
-@pytest.fixture
-async def legacy_url(
-    copy_of: Callable[[str], AbstractAsyncContextManager[str]],
-) -> AsyncIterator[str]:
-    async with copy_of("template1") as url:
-        yield url
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -33,14 +32,6 @@ PROFILES = """
 """
 OF_PROFILES = "ADD FOREIGN KEY (user_id) REFERENCES profiles (id) ON DELETE CASCADE"
 COUNTED = "SELECT user_id, feature_name, usage_count FROM feature_usage ORDER BY 1, 2"
-
-
-@pytest.fixture
-async def legacy_url(
-    copy_of: Callable[[str], AbstractAsyncContextManager[str]],
-) -> AsyncIterator[str]:
-    async with copy_of("template1") as url:
-        yield url
 
 
 @pytest.fixture

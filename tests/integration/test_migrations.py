@@ -122,6 +122,7 @@ async def columns(
         """
         SELECT column_name, data_type, is_nullable = 'YES' AS nullable, column_default
         FROM information_schema.columns WHERE table_name = $1
+        ORDER BY ordinal_position
         """,
         table,
     )

@@ -59,8 +59,8 @@ BEGIN
         FROM batch b
         JOIN (
             SELECT p.user_id, date_trunc('milliseconds', coalesce(p.anchor, now())) AS anchor,
-                   '2000-01-01'::timestamp AT TIME ZONE coalesce(p.timezone, 'UTC') AS day,
-                   '2000-01-03'::timestamp AT TIME ZONE coalesce(p.timezone, 'UTC') AS monday
+                   '2000-01-01'::timestamp AT TIME ZONE usage_zone(coalesce(p.timezone, 'UTC')) AS day,
+                   '2000-01-03'::timestamp AT TIME ZONE usage_zone(coalesce(p.timezone, 'UTC')) AS monday
             FROM people p
         ) s USING (user_id)
         ORDER BY b.user_id, b.feature
