@@ -18,6 +18,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from quota import Quota
 from quota.allowance import COUNTS_AFTER_MS
 from quota.rules import Rules
 from service.database import Database
@@ -36,6 +37,12 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any machine")
+# Nor has a reply: a test about a gate that is slow says how long it waits.
+Quota.__init__.__kwdefaults__ = {
+    **(Quota.__init__.__kwdefaults__ or {}),
+    "timeout_s": 20.0,
+    "load_timeout_s": 30.0,
+}
 
 # copy_of("name of a database") -> the address of its copy, which is dropped at the block's end.
 CopyOf = Callable[[str], AbstractAsyncContextManager[str]]

@@ -27,16 +27,30 @@ class Cutter:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         redis_reader, redis_writer = await asyncio.open_unix_connection(self._upstream)
-        try:
+        cutting = False
+
+        async def ask() -> None:
+            nonlocal cutting
             while request := await reader.read(1 << 20):
+                cutting = cutting or (self.armed and b"EVALSHA" in request)
                 redis_writer.write(request)
-                reply = await redis_reader.read(1 << 20)
-                if self.armed and b"EVALSHA" in request:
+
+        async def answer() -> None:
+            while reply := await redis_reader.read(1 << 20):
+                if cutting:
                     self.armed = False
                     self.cuts += 1
                     return
                 writer.write(reply)
+
+        # Both at once: neither a request nor a reply has to come in one piece.
+        ways = [asyncio.ensure_future(ask()), asyncio.ensure_future(answer())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
             for one in (redis_writer, writer):
                 one.close()
                 await one.wait_closed()
