@@ -270,10 +270,13 @@ async def _applied(
     database: Database, shard: ShardKeys, entry_id: str, settle: Settle, *, until: float
 ) -> bool:
     """Wait until the log is applied up to this entry; False: it was not in time."""
+    failure: Exception | None = None
     while True:
         if entry_number(await _position(database, shard)) >= entry_number(entry_id):
             return True
         if asyncio.get_running_loop().time() >= until:
+            if failure is not None:
+                raise failure
             return False
         if settle is not None:
             try:
@@ -281,6 +284,8 @@ async def _applied(
                     await settle()
             except TimeoutError:
                 return False
+            except Exception as error:  # maybe of another shard, whose damage is not this user's
+                failure = error
             if entry_number(await _position(database, shard)) >= entry_number(entry_id):
                 return True
         await asyncio.sleep(_POLL_S)  # somebody else is at it

@@ -63,7 +63,11 @@ class Drain:
     async def run(self, *, seconds_max: float) -> int:
         """Apply until every log is empty or the time is up; return how many records were applied.
 
-        A round that finds another one under way in this process leaves the work to it.
+        A round that finds another one under way in this process leaves the work to it. A shard that
+        fails keeps none of the others from being applied.
+
+        Raises:
+            Exception: what the first of the shards that failed did so with, when the others are done.
         """
         if self._round.locked():
             return 0
@@ -72,11 +76,19 @@ class Drain:
             rounds = [self._drain_shard(shard, until) for shard in self._keys.shards]
             with _collector_at_rest():
                 counts = await asyncio.gather(*rounds, return_exceptions=True)
-        for count in counts:
-            if isinstance(count, BaseException):
-                self._metrics.apply_failures.inc()
-                raise count
+        failures = [
+            self._failed(shard, count)
+            for shard, count in enumerate(counts)
+            if isinstance(count, BaseException)
+        ]
+        if failures:
+            raise failures[0]
         return sum(count for count in counts if isinstance(count, int))
+
+    def _failed(self, shard: int, error: BaseException) -> BaseException:
+        self._metrics.apply_failures.inc()
+        _log.warning("apply.failed", shard=shard, kind=type(error).__name__, error=str(error))
+        return error
 
     async def _drain_shard(self, shard: ShardKeys, until: float) -> int:
         async with self._places:

@@ -9,13 +9,14 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
+from redis.exceptions import ResponseError
 
-from quota.errors import UnknownUserError
+from quota.errors import InvalidValueError, UnknownUserError
 from quota.values import instant_of, parse_user_id
 from service.database import statement
 
 if TYPE_CHECKING:
-    from quota.keys import ShardKeys
+    from quota.keys import Keys, ShardKeys
     from worker.deps import Deps
 
 __all__ = ["expire_holds"]
@@ -23,6 +24,7 @@ __all__ = ["expire_holds"]
 _log = structlog.get_logger("allotment.holds")
 _USERS_MAX = 500  # of a shard in one round; the next one is a second later
 _AT_ONCE = 32
+_SHOWN_MAX = 10  # in a line of the log
 _GRACE_S = 30  # after which PostgreSQL is asked for holds that Redis no longer knows
 
 
@@ -44,8 +46,27 @@ async def expire_holds(deps: Deps, *, now_ms: int = 0) -> int:
 
 
 async def _due(deps: Deps, shard: ShardKeys, now_ms: int) -> list[str]:
-    found = await deps.redis.zrangebyscore(shard.due, "-inf", now_ms, start=0, num=_USERS_MAX)
-    return [name.decode() for name in found]
+    try:
+        found = await deps.redis.zrangebyscore(shard.due, "-inf", now_ms, start=0, num=_USERS_MAX)
+    except ResponseError as error:
+        if not str(error).startswith("WRONGTYPE"):
+            raise
+        # PostgreSQL knows these holds too: see `_forgotten`.
+        await deps.redis.unlink(shard.due)
+        _log.error("holds.due_dropped", shard=shard.index, error=str(error))
+        return []
+    strangers = [name for name in found if not _is_user_of(deps.keys, shard, name)]
+    if strangers:  # nobody else takes them out, and they would be tried each second
+        await deps.redis.zrem(shard.due, *strangers)
+        _log.error("holds.no_users", shard=shard.index, dropped=repr(strangers[:_SHOWN_MAX]))
+    return [name.decode() for name in found if name not in strangers]
+
+
+def _is_user_of(keys: Keys, shard: ShardKeys, name: bytes) -> bool:
+    try:
+        return keys.shard_of(parse_user_id(name.decode()).id) is shard
+    except (UnicodeDecodeError, InvalidValueError):
+        return False
 
 
 async def _forgotten(deps: Deps, now_ms: int) -> set[str]:

@@ -11,13 +11,12 @@ import structlog
 from arq import Retry
 
 from quota.errors import InvalidValueError, KeyConflictError, UnknownUserError
-from quota.rules import LINES_FORM
 from service.database import statement
 from service.jobs import RECORD_USAGE, record_arguments, serialize_job
 from service.partitions import make_partitions
 from service.rollups import fold_all, rollup_lag
 from service.staleness import drop_stale_users
-from service.tiers import publish, stored_rules
+from worker.current import keep_redis_current
 from worker.holds import expire_holds
 from worker.tidy import trim_logs, watch_logs
 
@@ -38,6 +37,7 @@ __all__ = [
 DRAIN_SECONDS_MAX = 5.0  # then the next tick goes on: a stop never waits longer for a round
 FOLD_SECONDS_MAX = 4.0  # then the next tick, five seconds after this one, goes on
 _RETRY_DELAYS_S = (1, 2, 5, 10, 30, 60)
+_FAILED = object()  # what comes of a step that failed
 _log = structlog.get_logger("allotment.jobs")
 
 
@@ -112,49 +112,31 @@ async def _quarantine(ctx: dict[str, Any], raw: bytes, reason: str) -> None:
 
 
 async def drain_log(ctx: dict[str, Any]) -> int:
-    """Apply what the log holds; return how many records. Runs each second on every worker."""
+    """Apply what the log holds; return how many records. Runs each second on every worker.
+
+    Applying comes first, and a step that fails stops none of the others: a full Redis takes no rules
+    and ends no holds, and is relieved by what is applied.
+    """
     deps: Deps = ctx["deps"]
-    applied, outcome = 0, "done"
+    applied = await _step("drain", deps.drain.run(seconds_max=DRAIN_SECONDS_MAX))
+    others = [
+        await _step("rules", keep_redis_current(deps)),
+        await _step("stale", drop_stale_users(deps.database, deps.redis, deps.keys)),
+        await _step("holds", expire_holds(deps)),
+        await _step("watch", watch_logs(deps)),
+    ]
+    failed = _FAILED in (applied, *others)
+    deps.metrics.jobs.labels("drain_log", "failed" if failed else "done").inc()
+    return 0 if applied is _FAILED else applied
+
+
+async def _step(name: str, step: Awaitable[Any]) -> Any:
+    """What comes of *step*, or `_FAILED`: the next tick tries again, as nothing is held in this job."""
     try:
-        await _keep_redis_current(deps)
-        await expire_holds(deps)
-        applied = await deps.drain.run(seconds_max=DRAIN_SECONDS_MAX)
-    except Exception as error:  # the next tick tries again: nothing is held in this job
-        outcome = "failed"
-        _log.warning("drain.failed", kind=type(error).__name__, error=str(error))
-    try:
-        await watch_logs(deps)
+        return await step
     except Exception as error:
-        outcome = "failed"
-        _log.warning("watch.failed", kind=type(error).__name__, error=str(error))
-    deps.metrics.jobs.labels("drain_log", outcome).inc()
-    return applied
-
-
-async def _keep_redis_current(deps: Deps) -> None:
-    """Publish the rules in force, and drop users that changed, where whoever changed them did not live to."""
-    versions = []
-    settings = deps.settings
-    terms = {
-        b"dedupe_ms": settings.dedupe_seconds * 1000,
-        b"late_ms": settings.late_grace * 1000,
-        b"log_max": settings.log_bytes_max,
-    }
-    for shard in deps.keys.shards:
-        version, form, epoch, *found = await deps.redis.hmget(
-            shard.meta, "rules", "rules_form", "epoch", *terms
-        )
-        # Of another form were those that an older version of the service has published.
-        versions.append(version if form == b"%d" % LINES_FORM else None)
-        if epoch is not None and found != [b"%d" % term for term in terms.values()]:
-            await deps.redis.hset(shard.meta, mapping=terms)
-    async with deps.database.connection() as connection:
-        current = await connection.fetchval(statement("service", "rules_version"))
-    if any(version != str(current).encode() for version in versions):
-        rules = await stored_rules(deps.database)
-        if rules is not None:
-            await publish(deps.redis, deps.keys, rules)
-    await drop_stale_users(deps.database, deps.redis, deps.keys)
+        _log.warning(f"{name}.failed", kind=type(error).__name__, error=str(error))
+        return _FAILED
 
 
 async def fold_usage(ctx: dict[str, Any]) -> int:

@@ -9,8 +9,11 @@ import structlog
 
 from service.database import DATABASE_ERRORS, durable_transaction, statement
 from service.shards import entry_number
+from worker.alone import each_alone
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from quota.keys import ShardKeys
     from worker.deps import Deps
 
@@ -26,25 +29,30 @@ async def watch_logs(deps: Deps) -> None:
     That is when the log grows, and when somebody has to hear of it.
 
     Raises:
-        RedisError
+        ShardsFailedError, RedisError
     """
     deps.metrics.log_bytes_max.set(deps.settings.log_bytes_max)
     try:
         deps.positions[:] = await _positions(deps)
     except DATABASE_ERRORS as error:
         _log.debug("log.position_unknown", kind=type(error).__name__, error=str(error))
-    for shard, row in zip(deps.keys.shards, deps.positions, strict=bool(deps.positions)):
-        tallies = await deps.redis.hgetall(shard.tallies)
-        counts = {name.decode(): int(count) for name, count in tallies.items()}
-        deps.metrics.tallies.set(shard.index, counts)
-        deps.metrics.backlog.labels(shard.index).set(
-            max(0, counts.get("lines", 0) - row["lines_applied"])
-        )
-        size = await deps.redis.memory_usage(shard.log, samples=5)
-        deps.metrics.log_bytes.labels(shard.index).set(size or 0)
-        oldest = await deps.redis.xrange(shard.log, min=f"({row['last_entry_id']}", count=1)
-        age_s = time.time() - entry_number(oldest[0][0].decode())[0] / 1000 if oldest else 0
-        deps.metrics.oldest_age.labels(shard.index).set(max(0, age_s))
+    rows = dict(zip(deps.keys.shards, deps.positions, strict=bool(deps.positions)))
+    await each_alone(list(rows), lambda shard: _watch(deps, shard, rows[shard]))
+
+
+async def _watch(deps: Deps, shard: ShardKeys, row: Mapping[str, Any]) -> None:
+    # What the tallies need comes last: the log is watched though they are damaged.
+    size = await deps.redis.memory_usage(shard.log, samples=5)
+    deps.metrics.log_bytes.labels(shard.index).set(size or 0)
+    oldest = await deps.redis.xrange(shard.log, min=f"({row['last_entry_id']}", count=1)
+    age_s = time.time() - entry_number(oldest[0][0].decode())[0] / 1000 if oldest else 0
+    deps.metrics.oldest_age.labels(shard.index).set(max(0, age_s))
+    tallies = await deps.redis.hgetall(shard.tallies)
+    counts = {name.decode(): int(count) for name, count in tallies.items()}
+    deps.metrics.tallies.set(shard.index, counts)
+    deps.metrics.backlog.labels(shard.index).set(
+        max(0, counts.get("lines", 0) - row["lines_applied"])
+    )
 
 
 async def trim_logs(deps: Deps) -> None:
@@ -55,6 +63,7 @@ async def trim_logs(deps: Deps) -> None:
 
     Raises:
         NotDurableError: under synchronous replication, no standby has heard of what was applied.
+        ShardsFailedError, RedisError
     """
     seconds, _ = await deps.redis.time()
     kept_ms = (int(seconds) - deps.settings.replay_seconds) * 1000
@@ -63,8 +72,10 @@ async def trim_logs(deps: Deps) -> None:
     # waited for to its end, the standby has that too.
     async with deps.database.connection() as connection, durable_transaction(connection):
         await connection.execute(statement("worker", "leave_mark"))
-    for shard, row in zip(deps.keys.shards, positions, strict=True):
-        await _trim(deps, shard, row["last_entry_id"], kept_ms)
+    last = {
+        shard: row["last_entry_id"] for shard, row in zip(deps.keys.shards, positions, strict=True)
+    }
+    await each_alone(list(last), lambda shard: _trim(deps, shard, last[shard], kept_ms))
 
 
 async def _trim(deps: Deps, shard: ShardKeys, position: str, kept_ms: int) -> None:
