@@ -9,7 +9,7 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from arq import Worker, cron, func
+from arq import Worker, func
 from arq.connections import ArqRedis
 from prometheus_client import start_http_server
 from redis.asyncio import ConnectionPool
@@ -17,17 +17,9 @@ from redis.exceptions import RedisError
 
 from service.jobs import QUARANTINE_JOB, RECORD_USAGE, deserialize_job, serialize_job
 from worker.deps import SOCKET_TIMEOUT_S, Deps, open_deps
-from worker.expiring import expire_subscriptions
-from worker.jobs import (
-    drain_log,
-    fold_usage,
-    keep_partitions,
-    quarantine_job,
-    record_usage,
-    tidy_logs,
-)
+from worker.jobs import quarantine_job, record_usage
 from worker.load_server import LoadServer
-from worker.reconciling import reconcile_users
+from worker.ticks import TICKS, ByHand
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +33,6 @@ _STOP_SECONDS_MAX = 8  # for running jobs at SIGTERM; supervisors kill after 10
 _CLOSE_SECONDS_MAX = 1  # for arq's own good-bye to Redis
 _CANCEL_AGAIN_S = 0.5
 _RETRY_S = 1  # before jobs run again after Redis was away
-_TICKS_AT_ONCE = 6  # one of each kind
 _POLL_DELAY_S = 0.1
 _TRIES_MAX = 1_000_000  # a job is given up by a person, not by a number
 _EXPIRES_MS = 28 * 24 * 3600 * 1000  # a job may wait as long as an outage lasts
@@ -76,11 +67,14 @@ async def run_worker(settings: Settings, *, stop: asyncio.Event | None = None) -
 
 
 async def _work(deps: Deps, stop: asyncio.Event) -> None:
-    jobs, ticks = _Jobs(lambda: _jobs_worker(deps)), _Jobs(lambda: _ticks_worker(deps))
+    by_hand = ByHand(deps)
+    jobs = _Jobs(lambda: _jobs_worker(deps))
+    ticks = _Jobs(lambda: _ticks_worker(deps, by_hand), failed=by_hand.begin)
     loads = LoadServer(deps.redis, deps.keys, deps.loader, deps.metrics)
     running = [
         asyncio.create_task(jobs.run(), name="jobs"),
         asyncio.create_task(ticks.run(), name="ticks"),
+        asyncio.create_task(by_hand.run(), name="ticks by hand"),
         asyncio.create_task(loads.serve(), name="loads"),
         asyncio.create_task(stop.wait(), name="stop"),
     ]
@@ -89,7 +83,7 @@ async def _work(deps: Deps, stop: asyncio.Event) -> None:
         for task in done:
             task.result()  # neither of the others ends by itself, but by a mistake of ours
     finally:
-        await asyncio.gather(jobs.finish(), ticks.finish())
+        await asyncio.gather(jobs.finish(), ticks.finish(), by_hand.finish())
         await _cancel(running)
         await asyncio.gather(jobs.close(), ticks.close())
 
@@ -104,10 +98,13 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 
 class _Jobs:
-    """arq in a loop: it ends whenever Redis is away for a moment, and we do not (FAULTS 2.16)."""
+    """arq in a loop: it ends whenever Redis is away for a moment, or full, and we do not (FAULTS 2.16)."""
 
-    def __init__(self, make: Callable[[], Worker]) -> None:
+    def __init__(
+        self, make: Callable[[], Worker], *, failed: Callable[[], None] = lambda: None
+    ) -> None:
         self._make = make
+        self._failed = failed
         self._worker = make()
 
     async def run(self) -> None:
@@ -117,6 +114,7 @@ class _Jobs:
                 await self._worker.async_run()
             except (RedisError, OSError) as error:
                 _log.warning("jobs.redis_unreachable", kind=type(error).__name__, error=str(error))
+                self._failed()
             except UnicodeDecodeError:
                 await self._drop_undecodable()
             await self.finish()
@@ -164,25 +162,14 @@ def _jobs_worker(deps: Deps) -> Worker:
     )
 
 
-def _ticks_worker(deps: Deps) -> Worker:
+def _ticks_worker(deps: Deps, by_hand: ByHand) -> Worker:
     """Our own crons, in a queue of their own: behind a backlog of producers' jobs they would never run."""
-    crons = [
-        # Random ids: a fixed one loses the wake-up that comes while the job runs.
-        cron(drain_log, second=set(range(60)), unique=False, run_at_startup=True),
-        # Not each second: the more records a fold has, the fewer rows it writes for each.
-        cron(fold_usage, second=set(range(2, 60, 5)), unique=False),
-        cron(tidy_logs, second={15, 45}, unique=False),
-        # Behind the tidying, so that a round finds few other jobs at its side.
-        cron(reconcile_users, second={5, 20, 35, 50}, unique=False),
-        # Where nothing is over, a look at an empty index.
-        cron(expire_subscriptions, second=set(range(8, 60, 10)), unique=False),
-        cron(keep_partitions, hour={0, 6, 12, 18}, minute=7, run_at_startup=True, unique=False),
-    ]
     return _arq_worker(
         deps,
-        cron_jobs=crons,
+        cron_jobs=[tick.cron() for tick in TICKS],
         queue_name=f"{deps.settings.queue_name}:ticks",
-        max_jobs=_TICKS_AT_ONCE,
+        max_jobs=len(TICKS),  # one of each kind
+        on_job_start=by_hand.rest,
     )
 
 
