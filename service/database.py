@@ -37,7 +37,8 @@ _COMMAND_TIMEOUT_S = (
     60  # no statement of ours takes longer; a dead server must not hold a worker for ever
 )
 # A worker that is frozen, or whose network is gone, must not keep its shard's lock: a killed one lets
-# go by itself. Milliseconds, and seconds for the keepalives.
+# go by itself. Milliseconds, and seconds for the keepalives. A COPY counts as no idle transaction: there
+# the other workers see to it (`worker.standstill`).
 _SERVER_SETTINGS = {
     "idle_in_transaction_session_timeout": "10000",
     "tcp_user_timeout": "10000",

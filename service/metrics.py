@@ -67,6 +67,11 @@ class Metrics:
             "Apply transactions that failed and are tried again",
             registry=registry,
         )
+        self.shards_freed = Counter(
+            "allotment_shards_freed",
+            "Shards taken from a worker that stood still in the middle of a run",
+            registry=registry,
+        )
         self.backlog = Gauge(
             "allotment_log_backlog_records",
             "Records admitted and not yet applied",

@@ -19,6 +19,7 @@ from service.shards import mend_shard, shard_is_sound
 from service.staleness import drop_stale_users
 from service.usage_log import NewerVersionError, read_entries
 from worker.apply import apply_run
+from worker.standstill import Standstill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,6 +58,7 @@ class Drain:
         self._lines_max = lines_max
         self._dedupe_ms = dedupe_ms
         self._late_grace_ms = late_grace_ms
+        self._standstill = Standstill(database, metrics)
         self._round = asyncio.Lock()
         self._places = asyncio.Semaphore(_SHARDS_AT_ONCE)
 
@@ -95,6 +97,7 @@ class Drain:
             async with self._database.connection() as connection:
                 row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
             assert row is not None, "make_shards made every row at start"
+            await self._standstill.look(shard.index, locked_by=row["locked_by"])
             sound = await shard_is_sound(
                 self._redis, shard, epoch=row["epoch"], position=row["last_entry_id"]
             )

@@ -9,9 +9,10 @@ import sys
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
+import asyncpg
 import pytest
 from redis.asyncio import Redis
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 WAIT_S_MAX = 60
+RUN = 1_500
+METADATA = {"text": "x" * 15_000}
 
 
 class Worker:
@@ -205,3 +208,59 @@ async def test_a_queue_that_arq_dies_of_does_not_stop_the_worker(
         ):
             await quota.record("user-1", "tokens", 1)
             assert await applied(database, at_least=1) == 1
+
+
+async def test_a_worker_that_is_frozen_in_the_middle_of_a_copy_loses_its_shard_and_goes_on_later(
+    environment: dict[str, str], settings: Settings, database: Database
+) -> None:
+    """FAULTS 6. PostgreSQL ends transactions that are idle, but not a COPY whose client says nothing."""
+    async with (
+        worker(environment) as frozen,
+        Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota,
+    ):
+        await quota.record("user-1", "tokens", 1)
+        await applied(database, at_least=1)
+        frozen.process.send_signal(signal.SIGSTOP)  # so that these become one run
+        for _ in range(RUN // 100):  # more than the sockets between worker and PostgreSQL hold
+            await asyncio.gather(
+                *(quota.record("user-1", "tokens", 1, metadata=METADATA) for _ in range(100))
+            )
+        watcher = await asyncpg.connect(settings.asyncpg_dsn)
+        try:
+            async with watcher.transaction():  # the COPY waits for this with its first row
+                await watcher.execute(await lock_of_partitions(watcher))
+                frozen.process.send_signal(signal.SIGCONT)
+                await copies(watcher, waiting_for="Lock")
+                frozen.process.send_signal(signal.SIGSTOP)
+            await copies(watcher, waiting_for="Client")
+        finally:
+            await watcher.close()
+
+        async with worker(environment) as other:
+            await other.says("shard.freed")
+            assert await applied(database, at_least=RUN + 1) == RUN + 1
+            assert "allotment_shards_freed_total 1.0" in (await other.metrics()).splitlines()
+
+        frozen.process.send_signal(signal.SIGCONT)
+        await quota.record("user-1", "tokens", 1)
+        assert await applied(database, at_least=RUN + 2) == RUN + 2
+    assert await duplicates(database) == 0
+
+
+async def lock_of_partitions(watcher: asyncpg.Connection[Any]) -> str:
+    query = (
+        "SELECT 'LOCK TABLE ' || string_agg(inhrelid::regclass::text, ', ') || ' IN EXCLUSIVE MODE'"
+        " FROM pg_inherits WHERE inhparent = 'usage_logs'::regclass"
+    )
+    return str(await watcher.fetchval(query))
+
+
+async def copies(watcher: asyncpg.Connection[Any], *, waiting_for: str) -> None:
+    """Wait until a COPY into usage_logs waits for something of this kind."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND query LIKE 'COPY \"usage_logs\"%' AND state = 'active' AND wait_event_type = $1"
+    )
+    async with asyncio.timeout(WAIT_S_MAX):
+        while not await watcher.fetchval(query, waiting_for):
+            await watcher.execute("SELECT pg_stat_clear_snapshot()")
