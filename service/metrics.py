@@ -89,6 +89,24 @@ class Metrics:
             "Bytes past which a shard admits nothing, 0 = any",
             registry=registry,
         )
+        self.redis_bytes = Gauge(
+            "allotment_redis_memory_bytes",
+            "Memory that Redis uses, that of quotas and, if it is another one, that of arq's queue",
+            ["redis"],
+            registry=registry,
+        )
+        self.redis_bytes_max = Gauge(
+            "allotment_redis_memory_bytes_max",
+            "Memory past which Redis takes nothing, 0 = any",
+            ["redis"],
+            registry=registry,
+        )
+        self.redis_evicts = Gauge(
+            "allotment_redis_evicts",
+            "Whether Redis forgets what it has when it is full: its maxmemory-policy is not noeviction",
+            ["redis"],
+            registry=registry,
+        )
         self.oldest_age = Gauge(
             "allotment_log_oldest_seconds",
             "Age of the oldest record not yet applied",

@@ -73,6 +73,11 @@ def redis_complaint(facts: Mapping[str, object]) -> str | None:
     if tuple(int(number) for number in re.findall(r"\d+", version)) < REDIS_VERSION_MIN:
         wanted = ".".join(str(number) for number in REDIS_VERSION_MIN)
         return f"is version {version}; Allotment needs {wanted} or later, or Valkey. Upgrade it."
+    return eviction_complaint(facts)
+
+
+def eviction_complaint(facts: Mapping[str, object]) -> str | None:
+    """Return what is wrong with what a Redis does when it is full, if anything, as *facts* in INFO say."""
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         return (

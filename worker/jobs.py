@@ -18,6 +18,7 @@ from service.rollups import fold_all, rollup_lag
 from service.staleness import drop_stale_users
 from worker.current import keep_redis_current
 from worker.holds import expire_holds
+from worker.redis_memory import watch_redis
 from worker.tidy import trim_logs, watch_logs
 
 if TYPE_CHECKING:
@@ -164,12 +165,10 @@ async def _export_lag(deps: Deps) -> None:
 
 
 async def tidy_logs(ctx: dict[str, Any]) -> None:
-    """Cut from the logs what was applied long enough ago."""
+    """Cut from the logs what was applied long enough ago, and see how full Redis is."""
     deps: Deps = ctx["deps"]
-    try:
-        await trim_logs(deps)
-    except Exception as error:  # as above
-        _log.warning("tidy.failed", kind=type(error).__name__, error=str(error))
+    await _step("tidy", trim_logs(deps))
+    await _step("memory", watch_redis(deps))
 
 
 async def keep_partitions(ctx: dict[str, Any]) -> None:
