@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping
 
 import asyncpg
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.server_binaries import POSTGRES_MAJOR_MIN, REDIS_VERSION_MIN
-from service.server_errors import ServerError
+from service.server_errors import ServerAwayError, ServerError
 from service.urls import redacted
 
 _CONNECT_SECONDS_MAX = 5
+# What a server that is down, or still starting, answers with; else it is the address that is wrong.
+_AWAY = (
+    OSError,  # TimeoutError is one of them
+    asyncpg.CannotConnectNowError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.TooManyConnectionsError,
+    BusyLoadingError,
+    RedisConnectionError,
+    RedisTimeoutError,
+)
 
 
 async def check_servers(database_url: str, redis_url: str) -> None:
@@ -28,7 +41,7 @@ async def check_postgres(database_url: str) -> None:
     try:
         connection = await asyncpg.connect(database_url, timeout=_CONNECT_SECONDS_MAX)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise ServerError(
+        raise _kind_of(error)(
             f"PostgreSQL at {shown} cannot be used: {_reason(error)}. Start it or correct "
             "DATABASE_URL; with no DATABASE_URL at all, a server is started for you."
         ) from None
@@ -50,7 +63,7 @@ async def check_redis(redis_url: str) -> None:
         # INFO, because hosted servers often forbid CONFIG.
         facts = {**await client.info("server"), **await client.info("memory")}
     except (OSError, RedisError) as error:
-        raise ServerError(
+        raise _kind_of(error)(
             f"Redis at {shown} cannot be used: {_reason(error)}. Start it or correct REDIS_URL; "
             "with no REDIS_URL at all, a server is started for you."
         ) from None
@@ -86,6 +99,13 @@ def eviction_complaint(facts: Mapping[str, object]) -> str | None:
             "redis.conf or in your provider's parameters."
         )
     return None
+
+
+def _kind_of(error: BaseException) -> type[ServerError]:
+    """Whether it may help to wait: not for a name that there is not, or a password that is wrong."""
+    wrong = isinstance(error, AuthenticationError | socket.gaierror)
+    wrong = wrong or isinstance(error.__context__, socket.gaierror)
+    return ServerAwayError if isinstance(error, _AWAY) and not wrong else ServerError
 
 
 def _reason(error: BaseException) -> str:

@@ -7,6 +7,10 @@ class ServerError(RuntimeError):
     """PostgreSQL or Redis cannot be used as it is."""
 
 
+class ServerAwayError(ServerError):
+    """A server does not answer, and may yet: it is down, or still starting."""
+
+
 class ServerNotFoundError(ServerError):
     """No program of this server is installed."""
 
