@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import warnings
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +96,14 @@ async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
         _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
+class _Pool(ArqRedis):
+    """arq's connections, closed by the name that arq still knows."""
+
+    async def close(self, close_connection_pool: bool | None = None) -> None:
+        """As `aclose`. redis-py warns of its own `close`, and two loops can not mute that at once."""
+        await self.aclose(close_connection_pool)
+
+
 class _Jobs:
     """arq in a loop: it ends whenever Redis is away for a moment, or full, and we do not (FAULTS 2.16)."""
 
@@ -140,10 +147,8 @@ class _Jobs:
         """Let arq say good-bye to Redis, if it is there."""
         pool = self._worker.pool
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # arq says close for aclose
-                async with asyncio.timeout(_CLOSE_SECONDS_MAX):
-                    await self._worker.close()
+            async with asyncio.timeout(_CLOSE_SECONDS_MAX):
+                await self._worker.close()
         except (asyncio.CancelledError, RedisError, OSError, TimeoutError):
             await pool.aclose(close_connection_pool=True)
 
@@ -174,7 +179,7 @@ def _ticks_worker(deps: Deps, by_hand: ByHand) -> Worker:
 
 
 def _arq_worker(deps: Deps, **options: Any) -> Worker:
-    pool = ArqRedis(  # its `from_url` would pass our serializers on to the connections
+    pool = _Pool(  # its `from_url` would pass our serializers on to the connections
         ConnectionPool.from_url(deps.settings.queue_redis, socket_timeout=SOCKET_TIMEOUT_S),
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
