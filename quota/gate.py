@@ -82,6 +82,7 @@ class Gate:
         self._caller = ScriptCaller(redis, timeout_s=timeout_s)
         self._script = script("admit")
         self._waiting: list[_Waiting] = []
+        self._alone = 0  # how many of those have to be sent one by one
         self._busy = False
         self._drain: asyncio.Task[None] | None = None
 
@@ -129,31 +130,30 @@ class Gate:
     async def _send_waiting(self) -> None:
         try:
             while self._waiting:
-                await self._send(self._take_batch())
+                batch = self._take_batch()
+                try:
+                    answers = await self._call([ask for ask, _, _ in batch], batch[0][2])
+                except Exception as error:  # everyone whom it concerns learns of it
+                    self._refused(batch, error)
+                else:
+                    for (_, future, _), answer in zip(batch, answers, strict=True):
+                        if not future.done():
+                            future.set_result(answer)
         finally:
             self._next()
 
-    async def _send(self, batch: list[_Waiting]) -> None:
-        """Have *batch* decided in one call; where one of it is in the way of that, in one call each."""
-        try:
-            answers = await self._call([ask for ask, _, _ in batch], batch[0][2])
-        except Exception as error:  # everyone who waits learns of it
-            if _of_the_server(error):
-                self._fail(batch, error)
-                self._give_up(error)
-            elif len(batch) > 1 and isinstance(error, ResponseError):
-                for one in batch:
-                    await self._send([one])
-            else:
-                self._fail(batch, error)
-        else:
-            for (_, future, _), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+    def _refused(self, batch: list[_Waiting], error: Exception) -> None:
+        if len(batch) > 1 and isinstance(error, ResponseError) and not _of_the_server(error):
+            self._waiting = batch + self._waiting
+            self._alone = len(batch)
+            return
+        self._fail(batch, error)
+        if _of_the_server(error):
+            self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         """Tell everyone who waits that Redis does not answer: in turn, each would wait its own deadline."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._alone = self._waiting, [], 0
         self._fail(waiting, error)
 
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:
@@ -162,7 +162,10 @@ class Gate:
                 future.set_exception(_copied(error))
 
     def _take_batch(self) -> list[_Waiting]:
-        """The longest run that one call can take: bounded, and of one instant."""
+        """The longest run that one call can take: bounded, and of one instant; or who has to be sent alone."""
+        if self._alone:
+            self._alone -= 1
+            return [self._waiting.pop(0)]
         now_ms, lines, taken = self._waiting[0][2], 0, 0
         for ask, _, at_ms in self._waiting:
             lines += len(ask.lines)

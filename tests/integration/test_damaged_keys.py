@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -146,6 +147,26 @@ async def test_what_is_logged_is_answered_whatever_the_other_keys_are(
     assert hold.decision.code == "insufficient_credits"
     assert (settlement.status, settlement.amount) == ("committed", 2)
     assert await units(deps) == 5 + 2
+
+
+@pytest.mark.parametrize("name", ["marks", "due", "tallies", "n is text", "hash"])
+async def test_a_hold_that_expires_is_logged_once_whatever_the_other_keys_are(
+    deps: Deps, name: str
+) -> None:
+    now = datetime.now(UTC)
+    held = await deps.quota.reserve(DAMAGED, "event", 5, ttl=10, now=now)
+    await AFTER_THE_LOG[name](deps)
+
+    later = now + timedelta(seconds=20)
+    decisions = [await deps.quota.consume(DAMAGED, "event", now=later) for _ in range(2)]
+    settlement = await held.commit(now=later)
+
+    assert [decision.used for decision in decisions] == [1, 2]
+    assert (settlement.status, settlement.amount) == ("expired", 0)
+    assert await units(deps) == 2
+    async with deps.database.connection() as connection:
+        quarantined = "SELECT count(*) FROM quarantined_records"
+        assert await connection.fetchval(quarantined) == 0
 
 
 async def test_a_ring_that_was_made_anew_expires_too(deps: Deps) -> None:
