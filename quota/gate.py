@@ -207,16 +207,16 @@ class Gate:
         return answers
 
 
-def _of_the_server(error: Exception) -> bool:
-    """Whether *error* is of Redis as a whole, so that everybody would meet it."""
-    if not isinstance(error, ResponseError):
-        return isinstance(error, RedisError)
-    return isinstance(error, _OF_THE_SERVER) or bool(_WORDS_OF_THE_SERVER.search(str(error)))
-
-
 def _copied(error: Exception) -> Exception:
     """A new error of the same kind: raising one object in many tasks would chain their tracebacks."""
     try:
         return type(error)(*error.args)
     except TypeError:
         return error
+
+
+def _of_the_server(error: Exception) -> bool:
+    """Whether *error* is of Redis as a whole, so that everybody would meet it."""
+    if not isinstance(error, ResponseError):
+        return isinstance(error, RedisError)
+    return isinstance(error, _OF_THE_SERVER) or bool(_WORDS_OF_THE_SERVER.search(str(error)))

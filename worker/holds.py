@@ -9,7 +9,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
-from redis.exceptions import ResponseError
 
 from quota.errors import UnknownUserError
 from quota.values import instant_of, parse_user_id
@@ -45,24 +44,8 @@ async def expire_holds(deps: Deps, *, now_ms: int = 0) -> int:
 
 
 async def _due(deps: Deps, shard: ShardKeys, now_ms: int) -> list[str]:
-    """Users with a hold that is over; what nobody of ours wrote there is dropped, for PostgreSQL has all holds."""
-    try:
-        found = await deps.redis.zrangebyscore(shard.due, "-inf", now_ms, start=0, num=_USERS_MAX)
-    except ResponseError as error:
-        if "WRONGTYPE" not in str(error):
-            raise
-        _log.warning("holds_due.unreadable", shard=shard.index, error=str(error))
-        await deps.redis.unlink(shard.due)
-        return []
-    names, strange = [], []
-    for text in found:
-        try:
-            names.append(parse_user_id(text.decode()).text)
-        except ValueError:
-            strange.append(text)
-    if strange:
-        await deps.redis.zrem(shard.due, *strange)
-    return names
+    found = await deps.redis.zrangebyscore(shard.due, "-inf", now_ms, start=0, num=_USERS_MAX)
+    return [name.decode() for name in found]
 
 
 async def _forgotten(deps: Deps, now_ms: int) -> set[str]:

@@ -140,6 +140,11 @@ local function window_end(place, user, per)
   return ends
 end
 
+-- A key of another type is as if it were not there; any other error of a read is one.
+local function see_type_error(err)
+  if not find(err, 'WRONGTYPE', 1, true) then error(err) end
+end
+
 -- Whether the end of a period and what is used in it are integers within their bounds; no comparison with NaN holds.
 local function sound(ends, used)
   return used >= 0 and used <= INTEGER_MAX and used % 1 == 0 and ends >= -1 and ends <= END_MAX and ends % 1 == 0
@@ -157,12 +162,13 @@ local function state_of(place, feature)
   elseif unusable[place] then
     return nil, unusable[place]
   else
-    -- A key of another type answers with an error, which has no first text: whoever loads puts a hash in its place.
+    -- An error has no first text; whoever loads puts a hash in its place.
     local stored = pcall('HMGET', KEYS[place], 'h', 'c', 'f:' .. feature)
     local head, credits = stored[1] and head_of(stored[1]), stored[2] and credits_of(stored[2])
     local why = (not head or not credits) and MISSING
     why = why or head[1] ~= 0 and now >= head[1] and ROLL
     if why then
+      if stored.err then see_type_error(stored.err) end
       if why == MISSING and stored[1] then outdated[place] = true end
       unusable[place] = why
       return nil, why
@@ -527,6 +533,7 @@ if repeatable > 0 then
   end
   for ring = 4, 6 do
     local found = pcall('HMGET', KEYS[ring], unpack(marks))
+    if found.err then see_type_error(found.err) end
     for n = 1, repeatable do
       if found[n] then known[numbers[n]] = found[n] end
     end

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from quota.keys import ShardKeys
-from quota.values import instant_of, parse_user_id
+from quota.values import parse_user_id
 from worker.deps import Deps
-from worker.holds import expire_holds
 
 YEAR_5138_MS = 1e14
 DAMAGED = "user-1"
@@ -169,26 +167,6 @@ async def test_a_hold_that_expires_is_logged_once_whatever_the_other_keys_are(
     async with deps.database.connection() as connection:
         quarantined = "SELECT count(*) FROM quarantined_records"
         assert await connection.fetchval(quarantined) == 0
-
-
-@pytest.mark.parametrize("members", [None, {b"\xff\xfe": 1, b"": 2, b"a\0b": 3}])
-async def test_holds_that_are_over_end_whatever_lies_where_they_are_listed(
-    deps: Deps, members: dict[bytes, int] | None
-) -> None:
-    now_ms = time.time_ns() // 1_000_000
-    await deps.quota.reserve(DAMAGED, "event", 5, ttl=10, now=instant_of(now_ms))
-    await deps.drain.run(seconds_max=5)
-    if members is None:
-        await replace_all(deps, [shard_of(deps).due])
-    else:
-        await deps.redis.zadd(shard_of(deps).due, members)
-
-    later_ms = now_ms + 60_000  # past the time after which PostgreSQL is asked too
-    assert await expire_holds(deps, now_ms=later_ms) == 1
-    decision = await deps.quota.check(DAMAGED, "event", now=instant_of(later_ms))
-
-    assert decision.used == 0
-    assert await deps.redis.zcard(shard_of(deps).due) == 0
 
 
 async def test_a_ring_that_was_made_anew_expires_too(deps: Deps) -> None:
