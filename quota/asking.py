@@ -10,6 +10,9 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import ResponseError
+
+from quota.balance import UNREADABLE, is_readable
 from quota.errors import (
     KeyConflictError,
     QuotaUnavailableError,
@@ -23,7 +26,7 @@ from quota.rolling import rolled
 from quota.rules import Rules
 from quota.scripts import ScriptCaller, script
 from quota.standing import Profile, counter_sign
-from quota.wire import CONFLICT, LATE, MISSING, NO_HOLD, ROLL, end_mark_of, ending_line
+from quota.wire import CONFLICT, FULL, LATE, MISSING, NO_HOLD, ROLL, end_mark_of, ending_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -99,10 +102,6 @@ class Asker:
                 except NotReadyError as error:
                     outcome = error
             if isinstance(outcome, NotReadyError):
-                if outcome.word == "full":
-                    raise QuotaUnavailableError(
-                        "the usage log has as many bytes as LOG_BYTES_MAX lets it have: is it applied?"
-                    )
                 await self._mend(self.keys.shard_of(user.id), outcome)
             else:
                 at_ms, replies = outcome
@@ -133,12 +132,14 @@ class Asker:
             fields = dict(zip(texts[::2], texts[1::2], strict=True))
             if b"h" not in fields:
                 return  # it left Redis meanwhile: the next try loads it
-            if not Profile.readable(profile):  # half of it did, or an older version wrote it
+            try:
+                new = rolled(fields, profile, at_ms=at_ms) if Profile.readable(profile) else None
+            except UNREADABLE:
+                new = None
+            if new is None:  # half of it left, or an older version or another hand wrote it
                 await caller.call(script("forget"), [*names, keys.token_of(user.id.hex)], [])
                 return
-            arguments = _roll_arguments(
-                user, fields, profile, rolled(fields, profile, at_ms=at_ms), at_ms=at_ms
-            )
+            arguments = _roll_arguments(user, fields, profile, new, at_ms=at_ms)
             heads = [*names, keys.log, keys.meta, keys.due, *keys.marks, keys.tallies]
             await caller.call(script("roll"), heads, arguments)
         finally:
@@ -160,10 +161,13 @@ class Asker:
             await caller.close()
 
     async def held(self, user: User, key: str) -> Held | None:
-        """An open hold of a user that is in Redis."""
+        """An open hold of a user that is in Redis; None too where it can not be read, which the script mends."""
         keys = self.keys.shard_of(user.id)
-        text = await self._redis.hget(keys.user_of(user.id.hex), FIELD + key)
-        return None if text is None else Held.load(key, text)
+        try:
+            text = await self._redis.hget(keys.user_of(user.id.hex), FIELD + key)
+            return None if text is None else Held.load(key, text)
+        except (ResponseError, ValueError):
+            return None
 
     async def read(self, user: User, now_ms: int) -> tuple[list[Any], int]:
         """The reply of read.lua for a user that is in Redis, loaded if need be; and its instant.
@@ -182,7 +186,7 @@ class Asker:
                     await self._mend(keys, NotReadyError("epoch"))
                 elif not fields.get(b"h", b"").startswith(epoch + b","):
                     await self._load(user, now_ms=now_ms, attempt=attempt)
-                elif not Profile.readable(reply[2]):
+                elif not is_readable(reply):
                     await caller.call(
                         script("forget"), [*names[1:], keys.token_of(user.id.hex)], []
                     )
@@ -240,6 +244,10 @@ class Asker:
             raise KeyConflictError(ask.records[0].key)
         elif outcome == NO_HOLD:
             raise UnknownHoldError(ask.records[0].key)
+        elif outcome == FULL:
+            raise QuotaUnavailableError(
+                "the usage log has as many bytes as LOG_BYTES_MAX lets it have: is it applied?"
+            )
         else:
             rules = self.gate_of(user).rules
             for record in ask.records:  # finds and names the amount that no price can be paid for

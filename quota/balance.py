@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from quota.period import Calendar
     from quota.rules import Rules
 
-__all__ = ["Balance", "Seen", "balance_of", "seen_of"]
+__all__ = ["UNREADABLE", "Balance", "Seen", "balance_of", "is_readable", "seen_of"]
+
+# What a hash or a profile that nobody of ours wrote makes the readers stumble over.
+UNREADABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,19 @@ def seen_of(stored: Sequence[Any], *, at_ms: int) -> Seen:
         },
         at_ms,
     )
+
+
+def is_readable(stored: Sequence[Any]) -> bool:
+    """Whether a reply of read.lua can be read; one of another version or another hand can not."""
+    if not Profile.readable(stored[2]):
+        return False
+    try:
+        seen = seen_of(stored, at_ms=stored[0])
+        for line in seen.counters.values():
+            read_counters(line)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def balance_of(stored: Sequence[Any], rules: Rules, *, at_ms: int) -> Balance:

@@ -2,14 +2,28 @@
 
 A lone caller is sent at once, in its own coroutine. Who comes while a call is under way waits for
 the next one, together with all the others: the busier a process is, the larger its calls.
+
+A call that Redis refuses for what one of its records met is sent again record by record, so that only
+that one fails. The script makes every check before its first write, so a refused call has done nothing;
+and what is sent again is looked up by its key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AskError,
+    ClusterError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from quota.rules import Rules
 from quota.scripts import ScriptCaller, script
@@ -26,6 +40,20 @@ __all__ = ["Answer", "Gate", "NotReadyError"]
 
 LINES_MAX = 400  # in one call: 3 ms of Redis' time, and far below what Lua can unpack
 Answer = tuple[int, "list[bytes | int]"]  # now_ms of the server, and a reply for each line
+_Waiting = tuple["Ask", "asyncio.Future[Answer]", int]
+
+# What Redis answers to everybody as long as it lasts; inside a script it is only a word of the error.
+_OF_THE_SERVER = (
+    AskError,
+    ClusterError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+_WORDS_OF_THE_SERVER = re.compile(
+    r"\b(?:OOM|LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|NOAUTH|NOPERM|MISCONF|NOREPLICAS|BUSY)\b"
+)
 
 
 NO_RULES = Rules("", {}, {}, {}, version=-1)  # no shard has this version, so the first call says so
@@ -53,7 +81,8 @@ class Gate:
         self.mending: asyncio.Future[None] | None = None
         self._caller = ScriptCaller(redis, timeout_s=timeout_s)
         self._script = script("admit")
-        self._waiting: list[tuple[Ask, asyncio.Future[Answer], int]] = []
+        self._waiting: list[_Waiting] = []
+        self._alone = 0  # how many of those have to be sent one by one
         self._busy = False
         self._drain: asyncio.Task[None] | None = None
 
@@ -70,7 +99,8 @@ class Gate:
         try:
             return (await self._call([ask], now_ms))[0]
         except RedisError as error:
-            self._give_up(error)
+            if _of_the_server(error):
+                self._give_up(error)
             raise
         finally:
             self._next()
@@ -103,10 +133,8 @@ class Gate:
                 batch = self._take_batch()
                 try:
                     answers = await self._call([ask for ask, _, _ in batch], batch[0][2])
-                except Exception as error:  # everyone who waits learns of it
-                    self._fail(batch, error)
-                    if isinstance(error, RedisError):
-                        self._give_up(error)
+                except Exception as error:  # everyone whom it concerns learns of it
+                    self._refused(batch, error)
                 else:
                     for (_, future, _), answer in zip(batch, answers, strict=True):
                         if not future.done():
@@ -114,18 +142,30 @@ class Gate:
         finally:
             self._next()
 
-    def _give_up(self, error: RedisError) -> None:
+    def _refused(self, batch: list[_Waiting], error: Exception) -> None:
+        if len(batch) > 1 and isinstance(error, ResponseError) and not _of_the_server(error):
+            self._waiting = batch + self._waiting
+            self._alone = len(batch)
+            return
+        self._fail(batch, error)
+        if _of_the_server(error):
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
         """Tell everyone who waits that Redis does not answer: in turn, each would wait its own deadline."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._alone = self._waiting, [], 0
         self._fail(waiting, error)
 
-    def _fail(self, batch: list[tuple[Ask, asyncio.Future[Answer], int]], error: Exception) -> None:
+    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         for _, future, _ in batch:
             if not future.done():
                 future.set_exception(_copied(error))
 
-    def _take_batch(self) -> list[tuple[Ask, asyncio.Future[Answer], int]]:
-        """The longest run that one call can take: bounded, and of one instant."""
+    def _take_batch(self) -> list[_Waiting]:
+        """The longest run that one call can take: bounded, and of one instant; or who has to be sent alone."""
+        if self._alone:
+            self._alone -= 1
+            return [self._waiting.pop(0)]
         now_ms, lines, taken = self._waiting[0][2], 0, 0
         for ask, _, at_ms in self._waiting:
             lines += len(ask.lines)
@@ -173,3 +213,10 @@ def _copied(error: Exception) -> Exception:
         return type(error)(*error.args)
     except TypeError:
         return error
+
+
+def _of_the_server(error: Exception) -> bool:
+    """Whether *error* is of Redis as a whole, so that everybody would meet it."""
+    if not isinstance(error, ResponseError):
+        return isinstance(error, RedisError)
+    return isinstance(error, _OF_THE_SERVER) or bool(_WORDS_OF_THE_SERVER.search(str(error)))

@@ -21,6 +21,7 @@ from quota.errors import InvalidValueError
 __all__ = [
     "AHEAD_MS_MAX",
     "AMOUNT_MAX",
+    "METADATA_BYTES_MAX",
     "MICRO",
     "MICRO_MAX",
     "USER_NAMESPACE",
@@ -55,7 +56,7 @@ USER_NAMESPACE = UUID("6f1d0c5e-3b0a-5a7c-9d64-2f1f6a3f7c11")
 _TEXT_CHARS_MAX = 200
 _CREDITS_WHOLE_MAX = 10  # digits before the point of MICRO_MAX / MICRO
 _CREDITS_PLACES_MAX = 6
-_METADATA_BYTES_MAX = 16 * 1024
+METADATA_BYTES_MAX = 16 * 1024
 _METADATA_DEPTH_MAX = 8
 _METADATA_INT_MAX = 2**63 - 1
 _USERS_CACHED_MAX = 16_384  # about 6 MB; a busy process serves this many users at a time
@@ -206,7 +207,7 @@ def parse_metadata(value: object) -> str | None:
         raise InvalidValueError("metadata", value, "a JSON object or nothing")
     _check_metadata(value)
     text = _CANONICAL.encode(value)
-    if len(text.encode()) > _METADATA_BYTES_MAX:
+    if len(text.encode()) > METADATA_BYTES_MAX:
         raise _oversize(value)
     return text
 
@@ -224,7 +225,7 @@ def _check_metadata(root: object) -> None:
             _check_scalar(node)
             continue
         chars += len(node)
-        if chars > _METADATA_BYTES_MAX:
+        if chars > METADATA_BYTES_MAX:
             raise _oversize(root)
         if isinstance(node, str):
             _check_metadata_text(node)
@@ -264,7 +265,7 @@ def _check_metadata_text(text: str) -> None:
 
 
 def _oversize(found: object) -> InvalidValueError:
-    return InvalidValueError("metadata", found, f"at most {_METADATA_BYTES_MAX} bytes as JSON")
+    return InvalidValueError("metadata", found, f"at most {METADATA_BYTES_MAX} bytes as JSON")
 
 
 def parse_credits(value: object, *, field: str = "credits") -> int:

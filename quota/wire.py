@@ -40,6 +40,7 @@ __all__ = [
     "CHECK",
     "CONFLICT",
     "CONSUME",
+    "FULL",
     "INVALID",
     "LATE",
     "MISSING",
@@ -60,7 +61,7 @@ __all__ = [
 
 CONSUME, CHECK, RECORD, RESERVE, END = "c", "k", "r", "h", "s"
 COMMIT, COMMIT_ALL, RELEASE = "sc", "sa", "sr"
-MISSING, ROLL, CONFLICT, INVALID, NO_HOLD, LATE = 10, 11, 12, 13, 14, 15
+MISSING, ROLL, CONFLICT, INVALID, NO_HOLD, LATE, FULL = 10, 11, 12, 13, 14, 15, 16
 _CODES = {
     b"0": OK,
     b"1": SOFT_LIMIT,

@@ -5,11 +5,10 @@ Pure: what was read goes in. Both sides are brought to the same figures at the s
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from quota.balance import seen_of
+from quota.balance import UNREADABLE, seen_of
 from quota.explain import CREDITS
 from quota.standing import counter_sign
 from quota.values import credits_of
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Difference", "differences_of", "is_outdated", "unknown_user"]
 
-# What a hash or a profile that nobody of ours wrote makes the readers stumble over.
-_UNREADABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, struct.error)
 _OF_CREDITS = ("credits", "hold_credits")
 
 
@@ -85,7 +82,7 @@ def differences_of(
     stored = _stored(standing, at_ms)
     try:
         cached = _cached(stored_reply, standing.tier, at_ms)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return [_standing("readable", f"no: {type(error).__name__}", "yes")]
     if (
         cached.tier != stored.tier

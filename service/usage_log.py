@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from quota.period import WINDOW_SECONDS_MAX
-from quota.values import MICRO_MAX, parse_amount, parse_feature, parse_key, parse_user_id
+from quota.values import (
+    METADATA_BYTES_MAX,
+    MICRO_MAX,
+    parse_amount,
+    parse_feature,
+    parse_key,
+    parse_label,
+    parse_user_id,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,6 +60,8 @@ _PRICE = re.compile(
     rb"[0-9]{1,100}/[1-9][0-9]{0,99}"
 )  # three factors of 27 digits, times a million
 _NO_METADATA = msgspec.Raw(b"null")
+_SHORT_BYTES = 200  # of a line: shorter than a text in it may be
+_LABELS = ("format", "quality", "event_id", "event_type", "product_version", "session_id")
 
 
 class NewerVersionError(Exception):
@@ -187,6 +197,8 @@ def decode_entry(run: Entries, entry_id: str, fields: dict[bytes, bytes]) -> Non
             parse_key(line.key)
             if line.number or line.metadata is not _NO_METADATA:
                 _check_rest(line)
+            if len(raw) > _SHORT_BYTES:
+                _check_sizes(line)
         except (ValueError, RecursionError, msgspec.DecodeError) as error:
             run.unreadable.append(Unreadable(f"{entry_id}/{number}", bytes(raw), str(error)))
         else:
@@ -286,6 +298,15 @@ def _check_rest(line: Line) -> None:
         raise ValueError(f"number: not of a line: {line.number}")
     if line.occurred_at_ms is not None and not 0 <= line.occurred_at_ms <= _INSTANT_MS_MAX:
         raise ValueError(f"occurred_at: not milliseconds: {line.occurred_at_ms}")
+
+
+def _check_sizes(line: Line) -> None:
+    """What no client of ours would have let in; most lines are too short for it."""
+    size = len(bytes(line.metadata))
+    if size > METADATA_BYTES_MAX:
+        raise ValueError(f"metadata: {size} bytes, at most {METADATA_BYTES_MAX}")
+    for name in _LABELS:
+        parse_label(getattr(line, name), field=name)
 
 
 def _cost(text: bytes) -> int:

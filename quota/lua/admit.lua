@@ -13,8 +13,7 @@
 --        a verb may say more: c@, k@ and r@ and when it occurred, ms;  h<ttl_ms>;<price of a unit>;<key> reserve;
 --        sc<key> commit 5 units for the cost 6, sa<key> commit what is held, sr<key> release
 --        price of a unit, in micro-credits: "5/2"; "5/2,pro=3/2," where tiers differ
--- Reply  {1, word, ...} with nothing done: "epoch" (the shard is not loaded), "rules" (other version), "shards", their number,
---          "full" (the log has as many bytes as it may, and something was to be logged)
+-- Reply  {1, word, ...} with nothing done: "epoch" (the shard is not loaded), "rules" (other version), "shards", their number
 --        {0, now_ms, one per line}: an integer outcome that is no decision, or the decision as text:
 --          "outcome;cost;credits;" the limits "per,mode,max" of the rule, with ";" between, "|", then end_ms and used of each limit as
 --          little-endian doubles; "=" before it when it is replayed; max -1 = unlimited, end_ms 0 = never
@@ -22,6 +21,7 @@
 --        outcome 0 ok  1 soft_limit  2 limit_exceeded  3 insufficient_credits  4 feature_not_in_tier
 --                10 user not loaded  11 a period, the credits or a hold must be rolled over  12 key_conflict  13 not an integer
 --                14 no such hold  15 loaded, but without the periods before the running ones
+--                16 it would be logged, and the log has as many bytes as it may
 -- Log    v version (2 with k, else 1), e epoch, t now_ms, c costs, r the lines as a JSON array,
 --        w "seconds:end_ms;" of the windows of each line, k of each line nothing, or of a hold:
 --        h<expires_ms>;<price of a unit> reserved, c committed, r released
@@ -32,26 +32,20 @@
 --        w running windows ";per,start,end,start of the one before;", f:<feature> the periods counted "per,per|", then end_ms and
 --        used of each as doubles (exact to 2^53), p:<feature> the same of the periods before, o:<key> an open hold (quota/held.py),
 --        n how often holds came or went, j what holds took and gave back since the profile: "h|s,credits before,cost|kept,key\0"
---        No hash, or one of another epoch, is never zero: it is 10.  So are counters made for other limits than now, or credits
---        for another allowance, and with them the hash loses its head: it has to be loaded anew.
+--        No hash, or one of another epoch, is never zero: it is 10.  So are counters made for other limits than now, credits
+--        for another allowance, and numbers that are no integers: with them the hash loses its head and has to be loaded anew.
 -- Order  every check, then XADD, then the rest: a script does not roll back, and only its first write is refused for memory.
+--        What follows XADD can not fail: it meets a key whose type was seen before, or `put` and pcall deal with the error.
 -- Rule   quota.decision.decide; change both or neither.
-local ARGV, KEYS, call = ARGV, KEYS, redis.call
+local ARGV, KEYS, call, pcall = ARGV, KEYS, redis.call, redis.pcall
 local about = call('HMGET', KEYS[2], 'epoch', 'rules', 'shards', 'dedupe_ms', 'turn', 'late_ms', 'log_max')
 local epoch = about[1]
 if not epoch then return {1, 'epoch'} end
 if about[3] ~= ARGV[3] then return {1, 'shards', about[3]} end
 if about[2] ~= ARGV[2] then return {1, 'rules'} end
-if not tonumber(about[4]) then return {1, 'epoch'} end
 
 local log_max = tonumber(about[7]) or 0
-if log_max > 0 and (call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', '5') or 0) > log_max then
-  local at = 5 + ARGV[4] + ARGV[5]
-  for _ = 1, tonumber(ARGV[4]) do
-    if string.sub(ARGV[at + 3], 1, 1) ~= 'k' then return {1, 'full'} end
-    at = at + 8 * ARGV[at + 1]
-  end
-end
+local full = log_max > 0 and (call('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', '5') or 0) > log_max
 
 local now = tonumber(ARGV[1])
 if now == 0 then
@@ -60,11 +54,12 @@ if now == 0 then
 end
 
 local OK, SOFT, EXCEEDED, POOR, NOT_IN_TIER, MISSING, ROLL, CONFLICT, INVALID, NO_HOLD, LATE = 0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 15
+local FULL = 16
 local WORDS = {[OK] = '0;', [SOFT] = '1;', [EXCEEDED] = '2;', [POOR] = '3;', [NOT_IN_TIER] = '4;'}
 local INTEGER_MAX = 9007199254740991
+local END_MAX = 253402300799999  -- of a period, ms: the last instant that has a date
 local HEAD, WIDTH = 5, 8
 local JOURNAL_MAX = 16384  -- bytes, some hundred holds; then the user is rolled, which folds the journal into the profile
-local grace = tonumber(about[6]) or 3600000
 local find, match, gmatch, sub, format, concat = string.find, string.match, string.gmatch, string.sub, string.format, table.concat
 local pack_doubles, unpack_doubles = struct.pack, struct.unpack
 
@@ -79,6 +74,14 @@ local function integer(s)
   end
   return n or nil
 end
+
+-- Credits are those of all grants, each of which has at most INTEGER_MAX.
+local function credits_of(s)
+  return #s <= 18 and find(s, '^%-?%d+$') and tonumber(s)
+end
+
+local dedupe, grace = about[4] and integer(about[4]) or 0, about[6] and integer(about[6]) or 3600000
+if dedupe <= 0 then return {1, 'epoch'} end
 
 -- The limits of a feature in a tier: parsed once a call, with the form of its counters.
 local rules = {}
@@ -112,7 +115,8 @@ local function head_of(text)
   local head = heads[text]
   if head == nil then
     local of_epoch, valid_until, tier, allowance = match(text, '^(%d+),(%d+),([^,]+),(.*)$')
-    head = of_epoch == epoch and {tonumber(valid_until), tier, allowance}
+    valid_until = of_epoch == epoch and integer(valid_until)
+    head = valid_until and {valid_until, tier, allowance} or false
     heads[text] = head
   end
   return head
@@ -124,7 +128,8 @@ local function window_of(place, user, per)
   local _, after = find(user.windows, ';' .. per .. ',', 1, true)
   if not after then return end
   local start, ends, before = match(user.windows, '^(%d+),(%d+),(%d+);', after + 1)
-  return tonumber(start), tonumber(ends), tonumber(before)
+  start, ends, before = start and integer(start), start and integer(ends), start and integer(before)
+  if start and before and ends and ends <= END_MAX then return start, ends, before end
 end
 
 local function window_end(place, user, per)
@@ -133,6 +138,16 @@ local function window_end(place, user, per)
   if sub(per, 1, 1) == 's' then return now + 1000 * tonumber(sub(per, 2)) end
   local _, ends = window_of(place, user, per)
   return ends
+end
+
+-- A key of another type is as if it were not there; any other error of a read is one.
+local function see_type_error(err)
+  if not find(err, 'WRONGTYPE', 1, true) then error(err) end
+end
+
+-- Whether the end of a period and what is used in it are integers within their bounds; no comparison with NaN holds.
+local function sound(ends, used)
+  return used >= 0 and used <= INTEGER_MAX and used % 1 == 0 and ends >= -1 and ends <= END_MAX and ends % 1 == 0
 end
 
 -- A feature of a user: its counters {end, used, ...} with user, rule and line; or the outcome that says why there is none.
@@ -147,11 +162,14 @@ local function state_of(place, feature)
   elseif unusable[place] then
     return nil, unusable[place]
   else
-    local stored = call('HMGET', KEYS[place], 'h', 'c', 'f:' .. feature)
-    local head, credits = stored[1] and head_of(stored[1]), stored[2] and tonumber(stored[2])
-    local why = (not head or not credits or credits ~= credits) and MISSING
+    -- An error has no first text; whoever loads puts a hash in its place.
+    local stored = pcall('HMGET', KEYS[place], 'h', 'c', 'f:' .. feature)
+    local head, credits = stored[1] and head_of(stored[1]), stored[2] and credits_of(stored[2])
+    local why = (not head or not credits) and MISSING
     why = why or head[1] ~= 0 and now >= head[1] and ROLL
     if why then
+      if stored.err then see_type_error(stored.err) end
+      if why == MISSING and stored[1] then outdated[place] = true end
       unusable[place] = why
       return nil, why
     end
@@ -179,7 +197,7 @@ local function state_of(place, feature)
   for i = 1, rule.n do
     -- Never used at all: zero, in the period that runs.
     local ends, used = state[2 * i - 1] or -1, state[2 * i] or 0
-    if not (used >= 0 and used <= INTEGER_MAX) then
+    if not sound(ends, used) then
       outdated[place] = true
       return nil, MISSING
     end
@@ -209,6 +227,9 @@ local function before_of(place, feature, state)
   local line = call('HGET', KEYS[place], 'p:' .. feature)
   if line and #line == rule.size and sub(line, 1, #rule.sign) == rule.sign then
     before = {unpack_doubles(rule.form, line, #rule.sign + 1)}
+    for i = 1, rule.n do
+      if not sound(before[2 * i - 1], before[2 * i]) then before[2 * i - 1], before[2 * i] = nil, nil end
+    end
   end
   for i = 1, rule.n do
     local prior = state.prior and state.prior[i] or state.unused and {1, 0}
@@ -395,8 +416,13 @@ local function reserved_before(at)
   local held = state and call('HGET', KEYS[place], 'o:' .. match(ARGV[at + 3], '^h%d+;[^;]*;(.*)$'))
   if not held then return end
   local of, amount, cost = match(held, '^%d+|([^|]*)|(%d+)|(%d+)|')
+  cost = cost and integer(cost)
+  if not cost then
+    outdated[place] = true
+    return MISSING
+  end
   if of ~= feature or amount ~= ARGV[at + 5] then return CONFLICT end
-  return 'replayed', '=' .. answer(OK, state, tonumber(cost), state)
+  return 'replayed', '=' .. answer(OK, state, cost, state)
 end
 
 -- The end of a hold: less than was held goes back, more is decided like a consume.
@@ -411,8 +437,12 @@ local function settle(at)
   if held == nil then held = call('HGET', KEYS[place], 'o:' .. key) end
   if not held then return NO_HOLD end
   local of, amount, cost, ends, paid = match(held, '^%d+|([^|]*)|(%d+)|(%d+)|[^|]*|([^|]*)|([^|]*)$')
+  amount, cost = amount and integer(amount), cost and integer(cost)
+  if not amount or not cost then
+    outdated[place] = true
+    return MISSING
+  end
   if of ~= feature then return NO_HOLD end
-  amount, cost = tonumber(amount), tonumber(cost)
   local units, kept = amount, cost
   if op == 'r' then units, kept = 0, 0 end
   if op == 'c' then units, kept = integer(ARGV[at + 5]), integer(ARGV[at + 6]) end
@@ -421,6 +451,9 @@ local function settle(at)
   if surplus > 0 then
     local outcome = fits(state, rule, user, surplus, more, false)
     if outcome > SOFT then return 'open', format('open;%d;', surplus) .. answer(outcome, state, more, state) end
+  end
+  if full then return FULL end
+  if surplus > 0 then
     for i = 2, 2 * rule.n, 2 do state[i] = state[i] + surplus end
   else
     give_units_back(place, feature, state, ends, amount - units)
@@ -453,14 +486,22 @@ local function before_line(place, feature, state)
   return pack_doubles(state.rule.form, unpack(before, 1, 2 * state.rule.n))
 end
 
+-- A write that may meet a key of another type, which nobody of ours wrote: the key is made anew, and that is answered.
+local function put(command, key, ...)
+  if type(pcall(command, key, ...)) ~= 'table' then return false end
+  call('UNLINK', key)
+  call(command, key, ...)
+  return true
+end
+
 local function store_holds(place, user)
   for key, text in pairs(user.holds) do
     if text then call('HSET', KEYS[place], 'o:' .. key, text) else call('HDEL', KEYS[place], 'o:' .. key) end
   end
   if user.journal then call('HSET', KEYS[place], 'j', user.journal) end
   -- By this the roll knows that holds came or went, also where they cost nothing.
-  call('HINCRBY', KEYS[place], 'n', 1)
-  if user.due then call('ZADD', KEYS[8], 'LT', format('%d', user.due), user.name) end
+  if type(pcall('HINCRBY', KEYS[place], 'n', 1)) == 'table' then call('HSET', KEYS[place], 'n', 1) end
+  if user.due then put('ZADD', KEYS[8], 'LT', format('%d', user.due), user.name) end
   if user.valid_until then
     call('HSET', KEYS[place], 'h', concat({epoch, format('%d', user.valid_until), user[6][2], user[6][3]}, ','))
   end
@@ -491,7 +532,8 @@ if repeatable > 0 then
     repeats[numbers[n]] = true
   end
   for ring = 4, 6 do
-    local found = call('HMGET', KEYS[ring], unpack(marks))
+    local found = pcall('HMGET', KEYS[ring], unpack(marks))
+    if found.err then see_type_error(found.err) end
     for n = 1, repeatable do
       if found[n] then known[numbers[n]] = found[n] end
     end
@@ -543,6 +585,7 @@ for n = 1, records do
       local here = at + line * WIDTH
       local outcome, state, amount, cost, view = judge(here, forced)
       outcome = stopped or outcome
+      if full and outcome <= SOFT and verb ~= 'k' then outcome = FULL end
       word = word or outcome
       replied = replied + 1
       if outcome >= MISSING or not state then
@@ -598,11 +641,11 @@ if taken > 0 then
     if user.holds then store_holds(places[p], user) end
   end
   -- The ring is written half a lifetime a place, so a key is remembered for one lifetime at least and one and a half at most.
-  local span = tonumber(about[4]) / 2
+  local span = dedupe / 2
   local turn = math.floor(now / span)
   local ring = KEYS[4 + turn % 3]
-  call('HSET', ring, unpack(remembered))
-  if about[5] ~= format('%d', turn) then
+  local anew = put('HSET', ring, unpack(remembered))
+  if anew or about[5] ~= format('%d', turn) then
     call('PEXPIRE', ring, format('%d', math.ceil((turn + 3) * span - now)))
     call('HSET', KEYS[2], 'turn', format('%d', turn))
   end
@@ -610,5 +653,5 @@ end
 -- Without its head a user counts as not loaded, so that whoever loads does not leave it as it is.
 for place in pairs(outdated) do call('HDEL', KEYS[place], 'h') end
 -- Tallies of decisions are for the dashboards: without memory for them, the decision still stands.
-for name, n in pairs(tally) do redis.pcall('HINCRBY', KEYS[7], name, n) end
+for name, n in pairs(tally) do pcall('HINCRBY', KEYS[7], name, n) end
 return {0, now, replies}

@@ -7,7 +7,7 @@
 local forgotten = 0
 for at = 1, #KEYS, 3 do
   forgotten = forgotten + redis.call('UNLINK', KEYS[at], KEYS[at + 1])
-  local token = redis.call('GET', KEYS[at + 2])
-  if token and string.sub(token, 1, 6) ~= 'still:' then forgotten = forgotten + redis.call('UNLINK', KEYS[at + 2]) end
+  local token = redis.pcall('GET', KEYS[at + 2])  -- of another type it is nobody's
+  if token and (type(token) == 'table' or string.sub(token, 1, 6) ~= 'still:') then forgotten = forgotten + redis.call('UNLINK', KEYS[at + 2]) end
 end
 return forgotten

@@ -4,6 +4,6 @@
 -- Reply  how many were given back
 local released = 0
 for n = 1, #KEYS do
-  if redis.call('GET', KEYS[n]) == ARGV[1] then released = released + redis.call('DEL', KEYS[n]) end
+  if redis.pcall('GET', KEYS[n]) == ARGV[1] then released = released + redis.call('DEL', KEYS[n]) end
 end
 return released

@@ -16,6 +16,7 @@ import pytest
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
+from quota import Quota
 from quota.errors import QuotaUnavailableError
 from quota.keys import Keys
 from quota.rules import Rules
@@ -209,3 +210,117 @@ async def test_the_clock_of_the_server_decides_whatever_that_of_the_caller_says(
     assert (again.replayed, again.used) == (True, 1)
     assert decision.resets_at is not None
     assert decision.resets_at - instant_of(decision.now_ms) <= timedelta(days=31)
+
+
+async def test_scripts_that_are_flushed_all_the_time_fail_no_call(deps: Deps) -> None:
+    done = asyncio.Event()
+    flushes = 0
+
+    async def flush() -> None:
+        nonlocal flushes
+        while not done.is_set():
+            await deps.redis.script_flush()
+            flushes += 1
+
+    async def consume(user: str) -> set[str]:
+        return {(await deps.quota.consume(user, "tokens")).code for _ in range(40)}
+
+    flushing = asyncio.create_task(flush())
+    codes = await asyncio.gather(*(consume(user) for user in USERS * 4))
+    done.set()
+    await flushing
+    while await deps.drain.run(seconds_max=5):
+        pass
+
+    assert set().union(*codes) == {"ok"}
+    assert flushes > 10
+    assert await units(deps) == 40 * 4 * len(USERS)
+
+
+async def test_a_log_that_cannot_be_written_takes_no_units_from_anybody(deps: Deps) -> None:
+    await deps.quota.consume("user-1", "tokens", 5)
+    await deps.drain.run(seconds_max=5)
+    shard = deps.keys.shard_of(parse_user_id("user-1").id)
+    log = await deps.redis.dump(shard.log)
+    await deps.redis.set(shard.log, "x")
+
+    refused = [await deps.quota.consume("user-1", "tokens") for _ in range(3)]
+    held = await deps.quota.reserve("user-1", "tokens")
+    checked = await deps.quota.check("user-1", "tokens")
+    await deps.redis.restore(shard.log, 0, log, replace=True)
+    decision = await deps.quota.consume("user-1", "tokens")
+    await deps.drain.run(seconds_max=5)
+
+    assert {one.code for one in [*refused, held.decision]} == {"unavailable"}
+    assert (checked.used, decision.used) == (5, 6)
+    assert await units(deps) == 6
+
+
+async def test_two_hundred_clients_whose_server_restarts_come_back_with_a_few_connections_each(
+    settings: Settings, open_tmp_dir: Path
+) -> None:
+    clients = 200
+    async with alone(settings, open_tmp_dir / "storm") as deps:
+        url = deps.settings.quota_redis
+        quotas = [
+            Quota.from_url(url, prefix=settings.key_prefix, loader=deps.loader)
+            for _ in range(clients)
+        ]
+        await asyncio.gather(*(quota.consume("user-1", "tokens") for quota in quotas))
+    away = await asyncio.gather(*(quota.check("user-1", "tokens") for quota in quotas * 3))
+
+    async with EmbeddedServers(open_tmp_dir / "storm", with_postgres=False) as servers:
+        assert servers.redis_url == url
+        back = await asyncio.gather(*(quota.consume("user-1", "tokens") for quota in quotas * 3))
+        async with Redis.from_url(url) as redis:
+            made = (await redis.info("stats"))["total_connections_received"]
+        await asyncio.gather(*(quota.close() for quota in quotas))
+
+    assert {decision.code for decision in away} == {"unavailable"}
+    assert {decision.code for decision in back} == {"ok"}
+    assert {decision.used for decision in back} == set(range(clients + 1, 4 * clients + 1))
+    assert made <= 2 * clients + 10
+
+
+async def test_a_log_that_waits_longer_than_any_key_lives_is_applied_whole(deps: Deps) -> None:
+    await deps.quota.consume("user-1", "tokens", 3, key="k")
+    held = await deps.quota.reserve("user-1", "tokens", 5, ttl=24 * 3600)
+    await held.commit(4)
+    open_ = await deps.quota.reserve("user-2", "tokens", 7, ttl=24 * 3600)
+
+    expired = set()
+    async for key in deps.redis.scan_iter(f"{deps.keys.prefix}:*", count=1000):
+        if await deps.redis.pttl(key) > 0:  # its time comes all at once, with nothing applied yet
+            await deps.redis.delete(key)
+            expired.add(key.decode().split(":")[2])
+    again = await deps.quota.consume("user-1", "tokens", 3, key="k")
+    assert expired >= {"u", "g", "marks"}
+    while await deps.drain.run(seconds_max=5):
+        pass
+
+    assert await units(deps) == 3 + 4
+    assert not again.replayed  # the key is remembered by PostgreSQL, which takes it back
+    assert (await deps.quota.check("user-1", "tokens")).used == 3 + 4
+    assert (await open_.commit(6)).amount == 6
+    assert (await deps.quota.check("user-2", "tokens")).used == 6
+
+
+async def test_a_hot_user_is_one_write_of_a_row_for_each_run(deps: Deps) -> None:
+    async with deps.database.connection() as connection:
+        await connection.execute(
+            "CREATE TABLE writes (feature text);"
+            "CREATE FUNCTION note_write() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN INSERT INTO writes VALUES (NEW.feature); RETURN NULL; END $$;"
+            "CREATE TRIGGER writes AFTER INSERT OR UPDATE ON usage_counters"
+            " FOR EACH ROW EXECUTE FUNCTION note_write()"
+        )
+    calls = [{"user_id": "user-1", "feature": "tokens"}] * 900
+    calls[::9] = [{"user_id": f"user-{number % 100}", "feature": "event"} for number in range(100)]
+
+    decisions = await deps.quota.consume_many(calls)
+    await deps.drain.run(seconds_max=10)
+
+    assert {decision.code for decision in decisions} == {"ok"}
+    async with deps.database.connection() as connection:
+        [hot] = await connection.fetch("SELECT count(*) FROM writes WHERE feature = 'tokens'")
+    assert hot["count"] == 1

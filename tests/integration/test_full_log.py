@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from quota import QuotaUnavailableError
+from quota import KeyConflictError, QuotaUnavailableError
+from quota.decision import Decision
 from quota.values import parse_user_id
 from service.database import Database
 from worker.deps import Deps
@@ -44,6 +45,43 @@ async def test_past_its_bytes_the_log_takes_nothing_and_loses_nothing(deps: Deps
         await deps.quota.record("u", "tokens")
     assert (await deps.quota.check("u", "tokens")).used == admitted
     assert await deps.drain.run(seconds_max=10) == admitted
+
+
+async def test_a_full_log_keeps_no_answer_back_that_logs_nothing(deps: Deps):
+    await bounded(deps, 200_000)
+    first = await deps.quota.consume("u", "tokens", key="k")
+    held = await deps.quota.reserve("u", "tokens", 2, key="h")
+    ended = await deps.quota.reserve("u", "tokens", 3, key="e")
+    await ended.commit()
+    await deps.quota.consume("u", "event", 100)
+    admitted = await filled(deps)
+
+    again, denied, refused = await deps.quota.consume_many(
+        [
+            {"user_id": "u", "feature": "tokens", "key": "k"},
+            {"user_id": "u", "feature": "event"},
+            {"user_id": "u", "feature": "tokens", "key": "new"},
+        ]
+    )
+    with pytest.raises(KeyConflictError):
+        await deps.quota.consume("u", "tokens", 2, key="k")
+    with pytest.raises(QuotaUnavailableError, match="LOG_BYTES_MAX"):
+        await held.commit()
+    reserved_again = await deps.quota.reserve("u", "tokens", 2, key="h")
+    ended_again = await ended.commit()
+    with pytest.raises(QuotaUnavailableError, match="LOG_BYTES_MAX"):
+        await deps.quota.record("u", {"tokens": 1, "image": 1})
+
+    assert isinstance(again, Decision)
+    assert (again.code, again.replayed, again.used) == ("ok", True, first.used)
+    assert (denied.code, refused.code) == ("limit_exceeded", "unavailable")
+    assert (reserved_again.decision.code, reserved_again.decision.replayed) == ("ok", True)
+    assert (ended_again.status, ended_again.amount, ended_again.replayed) == ("committed", 3, True)
+    assert (await deps.quota.check("u", "tokens")).used == 1 + 2 + 3 + admitted
+    for shard in deps.keys.shards:
+        await deps.redis.hset(shard.meta, "log_max", 0)
+    assert not (await deps.quota.consume("u", "tokens", key="new")).replayed
+    assert (await held.commit(1)).amount == 1
 
 
 async def test_a_log_that_was_applied_and_cut_takes_records_again(deps: Deps):

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quota.values import parse_user_id
+from quota.values import METADATA_BYTES_MAX, parse_user_id, usage_record
+from quota.wire import Ask
 from service.usage_log import (
     Code,
     Entries,
@@ -175,6 +176,8 @@ POISON_LINES = [
     *(wrong(3, key) for key in ("", "x" * 201, "a\0b", 7, None)),
     *(wrong(4, number) for number in (-1, 32_768, 2**70, 1.5, "0", None)),
     *(wrong_extra(place, 7) for place in (0, 1, 4, 5, 6, 7)),
+    *(wrong_extra(place, "x" * 201) for place in (0, 1, 4, 5, 6, 7)),
+    *(wrong_extra(2, {"a": "x" * size}) for size in (METADATA_BYTES_MAX - 7, 20_000_000)),
     *(wrong_extra(3, occurred_at) for occurred_at in (-1, 10**15, 10**18, 2**70, 1.5, "now")),
     json.dumps([*GOOD, *EXTRAS]).encode().replace(b'"a"', b'"\xff"'),
     b'["user-\xff","tokens",3,"k-1",0]',
@@ -190,6 +193,22 @@ def test_a_poison_line_is_told_apart_from_its_neighbours(poison: bytes):
     assert unreadable.place == f"{ENTRY_ID}/1"
     assert unreadable.raw == poison
     assert unreadable.reason
+
+
+def test_texts_and_metadata_as_long_as_a_client_takes_them_are_read():
+    text = "🍅" * 200
+    metadata = '{"a":"' + "x" * (METADATA_BYTES_MAX - 8) + '"}'
+    record = usage_record(
+        text, "f" * 100, key=text, metadata=json.loads(metadata), now_ms=AT_MS,
+        format=text, quality=text, event_id=text, event_type=text, product_version=text, session_id=text,
+    )  # fmt: skip
+
+    run = decoded(entry(f"[{Ask('c', [record]).lines[0]}]".encode(), b"5,"))
+
+    assert run.unreadable == []
+    [(_, line, *_)] = run.lines
+    assert bytes(line.metadata).decode() == metadata
+    assert {line.user, line.key, line.format, line.quality, line.event_id} == {text}
 
 
 @pytest.mark.parametrize("cost", [*NOT_NUMBERS, b"9007199254740992", b"9" * 30, b"9" * 5000])
