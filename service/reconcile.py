@@ -169,7 +169,7 @@ class Reconciler:
             row = await connection.fetchrow(statement("service", "shard_state"), shard.index)
         assert row is not None, "make_shards made every row at start"
         if not await shard_is_sound(
-            self._redis, shard, epoch=row["epoch"], position=row["last_entry_id"]
+            self._redis, self._keys, shard, epoch=row["epoch"], position=row["last_entry_id"]
         ):
             return "Redis was lost: a worker begins a new epoch, and every user is loaded again"
         if self._backlog_max is not None:
