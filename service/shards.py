@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
@@ -23,13 +24,18 @@ from service.usage_log import INSTANT_MS_MAX
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import asyncpg
-
     from quota.keys import Keys, ShardKeys
     from quota.scripts import Client
     from service.database import Database
 
-__all__ = ["NoTiersError", "entry_number", "make_shards", "mend_shard", "shard_is_sound"]
+__all__ = [
+    "NoTiersError",
+    "UnknownShardError",
+    "entry_number",
+    "make_shards",
+    "mend_shard",
+    "shard_is_sound",
+]
 
 _TIMEOUT_S = 5.0
 _TRIES_MAX = 4  # of beginning an epoch in a log that is admitted into meanwhile
@@ -41,6 +47,10 @@ class NoTiersError(Exception):
 
     def __str__(self) -> str:
         return inspect.getdoc(self) or ""
+
+
+class UnknownShardError(ValueError):
+    """There is no such shard: SHARDS differs between processes."""
 
 
 def entry_number(entry_id: str) -> tuple[int, int]:
@@ -72,7 +82,8 @@ class Footing(NamedTuple):
 
     epoch: int
     sound: bool
-    kept_from: str = ""
+    has_entry: bool  # the one that was applied last
+    kept_from: str
 
 
 async def shard_is_sound(
@@ -105,7 +116,7 @@ async def _footing(
     reaches = entry_number(last_id.decode() or "0-0") >= entry_number(position)
     stands = bool(has_entry) or (reaches and position in ("0-0", begun_at))
     sound = bool(typed) and same and shards == str(len(keys.shards)) and stands and not behind
-    return Footing(_number(found), sound, kept_from if behind else "")
+    return Footing(_number(found), sound, bool(has_entry), kept_from if behind else "")
 
 
 async def mend_shard(
@@ -116,8 +127,8 @@ async def mend_shard(
     *,
     dedupe_ms: int,
     late_ms: int,
-) -> bool:
-    """Put the shard into a new epoch if Redis does not stand on the stored one; whether it did not.
+) -> None:
+    """Put the shard into a new epoch if Redis does not stand on the stored one, and publish the rules.
 
     The row lock makes one of several menders do it, and keeps the position still meanwhile. It goes back
     to where the log is known to be applied, if Redis was set back (`service.applied`). Who dies before
@@ -125,21 +136,19 @@ async def mend_shard(
 
     Raises:
         NoTiersError: there is nothing to decide by.
+        UnknownShardError
     """
     rules = await stored_rules(database)
     if rules is None:
         raise NoTiersError
-    mended = False
     for _ in range(_TRIES_MAX):
         begin = await _next_epoch(database, redis, keys, shard)
         if begin is None:
             break
-        mended = True
         arguments = [*begin, dedupe_ms, late_ms]
         if await _call(redis, "begin", shard, arguments) >= 0:
             break  # else something was admitted into a log that was empty when it was looked at
     await publish_shard(redis, shard, rules)
-    return mended
 
 
 async def _next_epoch(
@@ -149,14 +158,17 @@ async def _next_epoch(
     async with database.connection() as connection, connection.transaction():
         row = await connection.fetchrow(statement("service", "hold_shard"), shard.index)
         if row is None:
-            raise ValueError(
+            raise UnknownShardError(
                 f"usage_shards has no shard {shard.index}: SHARDS differs between processes"
             )
         stored: str = row["last_entry_id"]
         footing = await _footing(redis, keys, shard, epoch=row["epoch"], position=stored)
         if footing.sound:
             return None
-        position = await _position(connection, redis, shard, stored)
+        position = stored
+        if not footing.has_entry:  # Redis may have been set back before it
+            with suppress(ResponseError):  # no stream: nothing of it can be read
+                position = await proven_position(connection, redis, shard, stored)
         # Redis is ahead, if PostgreSQL was set back.
         epoch = await connection.fetchval(
             statement("service", "next_epoch"), shard.index, footing.epoch, position
@@ -166,18 +178,6 @@ async def _next_epoch(
     log = _log.info if epoch == 1 else _log.warning  # the first one is no loss
     log("shard.epoch_begun", shard=shard.index, epoch=epoch, position=position)
     return [epoch, position, len(keys.shards), row["lines_applied"], footing.kept_from]
-
-
-async def _position(
-    connection: asyncpg.Connection[Any], redis: Client, shard: ShardKeys, stored: str
-) -> str:
-    """Up to where the log is applied: the stored position, unless Redis was set back before it."""
-    try:
-        if await redis.xrange(shard.log, min=stored, max=stored, count=1):
-            return stored
-        return await proven_position(connection, redis, shard, stored)
-    except ResponseError:  # no stream: nothing of it can be read
-        return stored
 
 
 def _say_missing(shard: ShardKeys, position: str, kept_from: str) -> None:

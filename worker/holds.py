@@ -9,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import structlog
+from redis.exceptions import ResponseError
 
 from quota.errors import UnknownUserError
 from quota.values import instant_of, parse_user_id
@@ -44,8 +45,11 @@ async def expire_holds(deps: Deps, *, now_ms: int = 0) -> int:
 
 
 async def _due(deps: Deps, shard: ShardKeys, now_ms: int) -> list[str]:
-    found = await deps.redis.zrangebyscore(shard.due, "-inf", now_ms, start=0, num=_USERS_MAX)
-    return [name.decode() for name in found]
+    try:
+        found = await deps.redis.zrangebyscore(shard.due, "-inf", now_ms, start=0, num=_USERS_MAX)
+    except ResponseError:  # no sorted set: the drain begins a new epoch, PostgreSQL knows the holds
+        return []
+    return [name.decode(errors="replace") for name in found]
 
 
 async def _forgotten(deps: Deps, now_ms: int) -> set[str]:

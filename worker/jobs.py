@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from arq import Retry
+from redis.exceptions import ResponseError
 
 from quota.errors import InvalidValueError, KeyConflictError, UnknownUserError
-from quota.rules import LINES_FORM
 from service.database import statement
 from service.jobs import RECORD_USAGE, record_arguments, serialize_job
 from service.partitions import make_partitions
 from service.rollups import fold_all, rollup_lag
 from service.staleness import drop_stale_users
-from service.tiers import publish, stored_rules
 from worker.holds import expire_holds
 from worker.tidy import trim_logs, watch_logs
 
@@ -132,28 +131,20 @@ async def drain_log(ctx: dict[str, Any]) -> int:
 
 
 async def _keep_redis_current(deps: Deps) -> None:
-    """Publish the rules in force, and drop users that changed, where whoever changed them did not live to."""
-    versions = []
+    """Have Redis go by our settings and the stored rules, and drop users that changed, if nobody else did."""
     settings = deps.settings
     terms = {
         b"dedupe_ms": settings.dedupe_seconds * 1000,
         b"late_ms": settings.late_grace * 1000,
         b"log_max": settings.log_bytes_max,
     }
+    wanted = [b"%d" % term for term in terms.values()]
     for shard in deps.keys.shards:
-        version, form, epoch, *found = await deps.redis.hmget(
-            shard.meta, "rules", "rules_form", "epoch", *terms
-        )
-        # Of another form were those that an older version of the service has published.
-        versions.append(version if form == b"%d" % LINES_FORM else None)
-        if epoch is not None and found != [b"%d" % term for term in terms.values()]:
-            await deps.redis.hset(shard.meta, mapping=terms)
-    async with deps.database.connection() as connection:
-        current = await connection.fetchval(statement("service", "rules_version"))
-    if any(version != str(current).encode() for version in versions):
-        rules = await stored_rules(deps.database)
-        if rules is not None:
-            await publish(deps.redis, deps.keys, rules)
+        with suppress(ResponseError):  # not a hash: the drain begins a new epoch
+            epoch, *found = await deps.redis.hmget(shard.meta, "epoch", *terms)
+            if epoch is not None and found != wanted:
+                await deps.redis.hset(shard.meta, mapping=terms)
+    await deps.rules.keep()
     await drop_stale_users(deps.database, deps.redis, deps.keys)
 
 
