@@ -92,14 +92,13 @@ class RulesKeeper:
 
     async def _stands(self, shard: ShardKeys, version: int, applied_at_ms: int) -> bool:
         """Whether all is as it was when it was found right."""
-        wanted = [b"%d" % version, b"%d" % applied_at_ms, b"%d" % LINES_FORM]
+        wanted = _wanted(version, applied_at_ms)
         if await _about(self._redis, shard) != wanted or shard.index not in self._sound:
             return False
         return await _lines(self._redis, shard) == self._sound[shard.index]
 
     async def _is_right(self, shard: ShardKeys, rules: Rules) -> bool:
-        wanted = [b"%d" % rules.version, b"%d" % rules.applied_at_ms, b"%d" % LINES_FORM]
-        if await _about(self._redis, shard) != wanted:
+        if await _about(self._redis, shard) != _wanted(rules.version, rules.applied_at_ms):
             return False
         found = await _lines(self._redis, shard)
         lines = {name.encode(): line.encode() for name, line in rules.lines().items()}
@@ -119,8 +118,12 @@ class RulesKeeper:
 _DOCUMENT = b"#document"
 
 
+def _wanted(version: int, applied_at_ms: int) -> list[bytes]:
+    return [b"%d" % version, b"%d@%d" % (version, applied_at_ms), b"%d" % LINES_FORM]
+
+
 async def _about(redis: Client, shard: ShardKeys) -> list[bytes | None]:
-    """What meta says of the rules: version, when it was applied, form; None for each that is not there."""
+    """What meta says of the rules: version, `version@` when it was applied, form; None for what is not there."""
     try:
         return list(await redis.hmget(shard.meta, "rules", "rules_at", "rules_form"))
     except (
@@ -138,8 +141,10 @@ async def _lines(redis: Client, shard: ShardKeys) -> dict[bytes, bytes]:
 
 async def _ahead(redis: Client, shard: ShardKeys, version: int, applied_at_ms: int) -> int:
     """The version that the shard has, if it is none that was stored; else 0."""
-    found, found_at_ms, _ = await _about(redis, shard)
+    found, found_at, _ = await _about(redis, shard)
     if found is None or re.fullmatch(rb"[0-9]{1,9}", found) is None:
         return 0
-    other = found_at_ms is not None and found_at_ms != b"%d" % applied_at_ms
+    # An older version of the service publishes without saying when.
+    told = found_at is not None and found_at.startswith(found + b"@")
+    other = told and found_at != b"%d@%d" % (version, applied_at_ms)
     return int(found) if int(found) > version or (int(found) == version and other) else 0

@@ -14,5 +14,5 @@ redis.call('HSET', KEYS[2], '#document', ARGV[3])
 for at = 5, #ARGV, 1000 do
   redis.call('HSET', KEYS[2], unpack(ARGV, at, math.min(at + 999, #ARGV)))
 end
-redis.call('HSET', KEYS[1], 'rules', ARGV[1], 'rules_at', ARGV[2], 'rules_form', ARGV[4])
+redis.call('HSET', KEYS[1], 'rules', ARGV[1], 'rules_at', ARGV[1] .. '@' .. ARGV[2], 'rules_form', ARGV[4])
 return 1
