@@ -618,8 +618,6 @@ async def test_reconcile_that_could_not_compare_is_no_success(with_tiers, redis_
     assert "1 could not be compared now, try again" in all_of_them.out
 
 
-
-
 def test_quarantine_lists_shows_and_puts_back(with_tiers, psql):
     psql(
         """INSERT INTO quarantined_records (source, place, raw, reason) VALUES
