@@ -205,7 +205,10 @@ def _number(text: str) -> int:
 
 
 def _is_entry(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text) is not None
+    return re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text) is not None and entry_number(text) > (
+        0,
+        0,
+    )
 
 
 async def _call(redis: Client, name: str, shard: ShardKeys, arguments: Sequence[Any]) -> Any:

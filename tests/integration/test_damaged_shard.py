@@ -70,6 +70,7 @@ DAMAGES: dict[str, Damage] = {
     },
     "position is nonsense": _meta(position="nonsense"),
     "kept_from is nonsense": _meta(kept_from="nonsense", gap="x"),
+    "kept_from is nothing": _meta(kept_from="0-0"),
     "another number of shards": _meta(shards="7"),
     "another form of rules": _meta(rules_form="nonsense", rules_at="x"),
     **{
