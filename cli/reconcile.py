@@ -36,7 +36,7 @@ EXAMPLES = (
     "allotment reconcile --user user-1 --dry-run",
     "allotment reconcile --dry-run --json",
 )
-_DRIFT = 1
+_NOT_PROVEN = 1
 _USERS_AT_ONCE = 500
 _DIFFERENCES_MAX = 1_000  # are shown; how many there were is said
 _LOOKS_MAX = 10  # at a user that does not stand still: who asked waits for an answer
@@ -53,11 +53,12 @@ def command(
     """Compare what Redis has of users with PostgreSQL and the log, and have those that differ loaded anew.
 
     Works while the system runs: what is admitted meanwhile is no drift. Exits with 1 when something
-    differed, healed or not.
+    differed, healed or not, and when a user could not be compared (it is used without a pause, or its
+    shard is just being healed).
     """
     named = None if user is None else user_of(user)
     if run(_reconcile(Output(as_json=as_json), named, dry_run=dry_run)):
-        raise typer.Exit(_DRIFT)
+        raise typer.Exit(_NOT_PROVEN)
 
 
 class _Found:
@@ -114,7 +115,7 @@ async def _reconcile(output: Output, user: User | None, *, dry_run: bool) -> int
             raise UnknownUserError(user.text)
     answer = found.answer(dry_run=dry_run)
     output.result(answer, *_shown(answer))
-    return found.outcomes[DRIFTED]
+    return found.outcomes[DRIFTED] + found.outcomes[BUSY]
 
 
 async def _users(session: Session, user: User | None) -> AsyncIterator[tuple[list[UUID], int]]:

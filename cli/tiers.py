@@ -12,7 +12,8 @@ from cli.output import Output, printable, table
 from cli.session import open_session, run
 from cli.tiers_diff import Change, changes
 from quota.errors import InvalidValueError
-from service.tiers import apply_rules, publish, read_tiers_file, refuse_orphans, stored_rules
+from service.rules_in_force import put_in_force
+from service.tiers import read_tiers_file, refuse_orphans, stored_rules
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -88,8 +89,7 @@ async def _apply(output: Output, rules: Rules, *, dry_run: bool) -> None:
                 await refuse_orphans(transaction, rules)
         else:
             with output.step("putting the rules in force"):
-                applied = await apply_rules(session.database, rules)
-                await publish(session.redis, session.keys, applied)
+                applied = await put_in_force(session.database, session.redis, session.keys, rules)
             version = applied.version
     answer = {
         "version": version,

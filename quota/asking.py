@@ -7,7 +7,6 @@ has other rules is fetched. Each is done by one of all who wait for it.
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
@@ -19,7 +18,7 @@ from quota.errors import (
     UnknownHoldError,
     UnknownUserError,
 )
-from quota.gate import NO_RULES, Gate, NotReadyError
+from quota.gate import NO_RULES, Gate, NotReadyError, shards_in
 from quota.held import FIELD, Held
 from quota.keys import Keys
 from quota.rolling import rolled
@@ -279,30 +278,31 @@ class Asker:
     async def _mend_gate(self, gate: Gate, shard: ShardKeys, why: NotReadyError) -> None:
         try:
             async with asyncio.timeout(self._load_timeout_s + self._timeout_s):
-                if why.word == "shards" and why.found:
-                    await self._reopen(why.found)
-                elif why.word == "epoch" or not await self._fetch_rules(shard):
+                shards = why.found or await self._shards_elsewhere(shard)
+                if shards != len(self._gates):
+                    await self._reopen(shards)
+                elif why.word in ("epoch", "shards") or not await self._fetch_rules(shard):
                     await self._loader.load_shard(self.keys, shard)
         finally:
             gate.mending = None
 
+    async def _shards_elsewhere(self, shard: ShardKeys) -> int:
+        """How many shards there are by the first one, which there always is: *shard* may be none of them."""
+        found = await self._redis.hget(self.keys.shards[0].meta, "shards") if shard.index else None
+        return shards_in(found) or len(self._gates)
+
     async def _reopen(self, shards: int) -> None:
-        if shards != len(self._gates):
-            gates = self._gates
-            self._open(shards)
-            for gate in gates:
-                await gate.close()
+        gates = self._gates
+        self._open(shards)
+        for gate in gates:
+            await gate.close()
 
     async def _fetch_rules(self, shard: ShardKeys) -> bool:
         text = await self._redis.hget(shard.rules, "#document")
-        if text is None:
+        rules = None if text is None else Rules.published(text)
+        if rules is None:
             return False
-        stored = json.loads(text)
-        rules = self._gates[shard.index].rules = Rules.from_document(
-            stored["document"],
-            version=stored["version"],
-            applied_at_ms=stored.get("applied_at_ms", 0),
-        )
+        self._gates[shard.index].rules = rules
         if rules.version >= self.newest.version:
             self.newest, self.allow_on_outage = rules, rules.allow_on_outage
         return True

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from quota.scripts import Client
     from quota.wire import Ask
 
-__all__ = ["Answer", "Gate", "NotReadyError"]
+__all__ = ["Answer", "Gate", "NotReadyError", "shards_in"]
 
 LINES_MAX = 400  # in one call: 3 ms of Redis' time, and far below what Lua can unpack
 Answer = tuple[int, "list[bytes | int]"]  # now_ms of the server, and a reply for each line
@@ -195,7 +195,7 @@ class Gate:
 
         reply: list[Any] = await self._caller.call_made(self._script, make)
         if reply[0]:
-            raise NotReadyError(reply[1].decode(), int(reply[2]) if len(reply) > 2 else None)
+            raise NotReadyError(reply[1].decode(), shards_in(reply[2]) if len(reply) > 2 else None)
         at_ms, replies = reply[1], reply[2]
         if len(asks) == len(replies):
             return [(at_ms, [line]) for line in replies]
@@ -205,6 +205,13 @@ class Gate:
             answers.append((at_ms, replies[start:end]))
             start = end
         return answers
+
+
+def shards_in(text: bytes | None) -> int | None:
+    """The number of shards that meta names; None where it names none, or what can be none."""
+    return (
+        int(text) if text is not None and text.isdigit() and len(text) < 5 and int(text) else None
+    )
 
 
 def _copied(error: Exception) -> Exception:

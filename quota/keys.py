@@ -39,7 +39,9 @@ class ShardKeys:
         tag = f"{prefix}:{{s{index:02d}}}:"
         self.index = index
         self.log = tag + "log"  # stream: the usage log
-        self.meta = tag + "meta"  # hash: epoch, rules (version), shards, dedupe (ms)
+        self.meta = (
+            tag + "meta"
+        )  # hash: epoch, rules (version), shards, dedupe (ms), and where the log stands
         self.rules = tag + "rules"  # hash: Rules.lines(), and the document under "#document"
         self.marks = [f"{tag}marks:{place}" for place in range(MARK_RING)]  # hashes: mark to answer
         self.tallies = tag + "tallies"  # hash: verb and outcome to how many

@@ -7,6 +7,7 @@ so that no decision is made with half of one document and half of the next.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -145,6 +146,23 @@ class Rules:
                 "default_tier", default, f"one of the tiers: {', '.join(tiers)}"
             )
         return cls(default, tiers, prices, top, version, applied_at_ms, on_outage, allowances)
+
+    @classmethod
+    def published(cls, text: str | bytes) -> Rules | None:
+        """The rules as they are in Redis; None where they can not be read.
+
+        What stands there may be damaged in any way. Whoever asks has them published anew.
+        """
+        try:
+            stored = json.loads(text)
+            version, applied_at_ms = stored["version"], stored.get("applied_at_ms", 0)
+            if type(version) is int and type(applied_at_ms) is int:
+                return cls.from_document(
+                    stored["document"], version=version, applied_at_ms=applied_at_ms
+                )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            pass  # the first is of JSON, of UTF-8, and of rules that are refused
+        return None
 
     @property
     def allow_on_outage(self) -> bool:

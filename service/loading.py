@@ -25,7 +25,7 @@ from service.explain import stored_standing
 from service.installing import Loaded, install
 from service.log_index import LogIndex
 from service.refunds import LATE_GRACE_MS, refund
-from service.shards import NoTiersError, mend_shard
+from service.shards import NoTiersError, UnknownShardError, mend_shard
 from service.snapshot import Late, take_snapshot
 from service.standing import Standing, standing_of
 from service.tiers import stored_rules
@@ -46,7 +46,11 @@ __all__ = ["DatabaseLoader"]
 
 _TOKEN_MS = 5_000  # a load takes milliseconds; after this long another loader may try
 _TIMEOUT_S = 5.0
-_OUTAGES = (*DATABASE_ERRORS, RedisError)  # a decision that needs them is `unavailable`
+_OUTAGES = (
+    *DATABASE_ERRORS,
+    RedisError,
+    UnknownShardError,
+)  # a decision that needs them is `unavailable`
 
 
 class DatabaseLoader:

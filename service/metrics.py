@@ -128,9 +128,6 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.epochs = Counter(
-            "allotment_epochs_begun", "Times a shard of Redis was found lost", registry=registry
-        )
         self.reconciled = Counter(
             "allotment_users_reconciled",
             "Users compared in Redis and PostgreSQL, by what came of it",
@@ -188,18 +185,20 @@ class Metrics:
 
 
 class Tallies:
-    """What the admit script counted in Redis for every process: decisions by outcome, lines logged.
+    """What was counted for every process: decisions by outcome, lines logged, epochs begun.
 
-    Counted there and not in a process, because who decides is the application, which has no metrics
+    Counted in Redis and not in a process, because who decides is the application, which has no metrics
     of ours. Lost with Redis, as a counter of Prometheus may be.
     """
 
     def __init__(self) -> None:
         self._shards: dict[int, dict[str, int]] = {}
+        self._epochs: dict[int, int] = {}
 
-    def set(self, shard: int, counts: Mapping[str, int]) -> None:
-        """Take over the tallies of a shard as they were just read."""
+    def set(self, shard: int, counts: Mapping[str, int], *, epochs: int) -> None:
+        """Take over the tallies of a shard as they were just read, and what PostgreSQL says of its epochs."""
         self._shards[shard] = dict(counts)
+        self._epochs[shard] = epochs
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         """The families that Prometheus scrapes."""
@@ -208,6 +207,18 @@ class Tallies:
         )
         admitted.add_metric([], sum(counts.get("lines", 0) for counts in self._shards.values()))
         yield admitted
+        begun = CounterMetricFamily(
+            "allotment_epochs_begun",
+            "Times a shard was begun anew: Redis was emptied, set back or unreadable, or PostgreSQL was set back",
+        )
+        begun.add_metric([], sum(self._epochs.values()))
+        yield begun
+        gaps = CounterMetricFamily(
+            "allotment_log_gaps",
+            "Times PostgreSQL was found set back further than the log of a shard reaches: records are missing",
+        )
+        gaps.add_metric([], sum(counts.get("gaps", 0) for counts in self._shards.values()))
+        yield gaps
         outage = CounterMetricFamily(
             "allotment_outage_admitted",
             "Records that applications admitted while they could not reach Redis, recorded afterwards",

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from service.database import statement
 from service.differences import Difference, differences_of, is_outdated, unknown_user
@@ -138,8 +139,9 @@ class Reconciler:
     async def _check_shard(
         self, shard: ShardKeys, user_ids: Sequence[UUID], rules: Rules, now_ms: int
     ) -> list[Checked]:
-        if not await self._redis.hexists(shard.meta, "epoch"):
-            return [Checked(user_id, ABSENT) for user_id in user_ids]
+        with suppress(ResponseError):  # not a hash: `_why_not` says so
+            if not await self._redis.hexists(shard.meta, "epoch"):
+                return [Checked(user_id, ABSENT) for user_id in user_ids]
         why_not = await self._why_not(shard)
         if why_not is not None:
             _log.debug("reconcile.shard_left", shard=shard.index, reason=why_not)
@@ -169,7 +171,7 @@ class Reconciler:
             row = await connection.fetchrow(statement("service", "shard_state"), shard.index)
         assert row is not None, "make_shards made every row at start"
         if not await shard_is_sound(
-            self._redis, shard, epoch=row["epoch"], position=row["last_entry_id"]
+            self._redis, self._keys, shard, epoch=row["epoch"], position=row["last_entry_id"]
         ):
             return "Redis was lost: a worker begins a new epoch, and every user is loaded again"
         if self._backlog_max is not None:

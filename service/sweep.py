@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 from uuid import UUID
+
+from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
     from quota.keys import Keys
     from quota.scripts import Client
 
-__all__ = ["next_users"]
+__all__ = ["next_users", "read_cursor"]
 
 _KEYS_MIN = 10  # of one SCAN
 _KEYS_MAX = 1_000  # Redis looks at so many in less than a millisecond
+_CURSOR_MAX = 2**64 - 1
 _CALLS_MAX = 50  # of one round: what else is in Redis must not make it long
+
+
+async def read_cursor(redis: Client, keys: Keys) -> int:
+    """How far the sweep is; 0, from the beginning, where what says so can not be read."""
+    try:
+        text = await redis.get(keys.sweep)
+    except ResponseError:  # not a string; the next cursor replaces it
+        return 0
+    cursor = int(text) if text and re.fullmatch(rb"[0-9]{1,20}", text) else 0
+    return cursor if cursor <= _CURSOR_MAX else 0
 
 
 async def next_users(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,14 @@ __all__ = [
     "publish_shard",
     "read_tiers_file",
     "refuse_orphans",
+    "renew_rules",
+    "same_rules",
     "stored_allowances",
     "stored_rules",
 ]
 
+# Of the rules that are stored, a version that Redis has though it should not, else 0; see `service.rules_in_force`.
+Ahead = Callable[[Rules | None], Awaitable[int]]
 EVERYONE = "*"  # the tier under which credit_prices and outage_policies have what is not overridden
 _PUBLISH_TIMEOUT_S = 5.0
 _APPLY_LOCK = 7_421_001  # advisory: two `tiers apply` at once would take the same version
@@ -63,9 +68,12 @@ def read_tiers_file(path: Path) -> Rules:
     return Rules.from_document(document)
 
 
-async def apply_rules(database: Database, rules: Rules, *, at: datetime | None = None) -> Rules:
+async def apply_rules(
+    database: Database, rules: Rules, *, at: datetime | None = None, ahead: Ahead | None = None
+) -> Rules:
     """Store *rules* as the next version, unless they are what is in force; return what is in force.
 
+    *ahead* tells, while nobody else applies any, a version that has to be passed all the same.
     *at* is for tests and scenarios; the clock is PostgreSQL's.
 
     Raises:
@@ -74,18 +82,36 @@ async def apply_rules(database: Database, rules: Rules, *, at: datetime | None =
     async with database.session() as session:
         await session.exec(select(func.pg_advisory_xact_lock(_APPLY_LOCK)))
         stored = await _rules_in(session)
-        if stored is not None and _same(stored, rules):
+        passed = 0 if ahead is None else await ahead(stored)
+        if stored is not None and same_rules(stored, rules) and not passed:
             return stored
         if stored is None:
             # Who came before there were any tiers, with legacy rows, is on the default one.
             newcomers = update(User).where(col(User.tier).not_in(list(rules.tiers)))
             await session.exec(newcomers.values(tier=rules.default_tier))
         await refuse_orphans(session, rules)
-        version = 1 if stored is None else stored.version + 1
-        applied_at_ms = instant_ms(at or (await session.exec(select(func.now()))).one())
-        session.add_all(_rows(rules, version, applied_at=instant_of(applied_at_ms)))
-        await session.flush()
-        allowances = await stored_allowances(await driver_of(session))
+        version = max(passed, 0 if stored is None else stored.version) + 1
+        return await _store(session, rules, version, at)
+
+
+async def renew_rules(database: Database, ahead: Ahead) -> Rules | None:
+    """Store the rules in force once more, past a version that *ahead* tells; return what is in force."""
+    async with database.session() as session:
+        await session.exec(select(func.pg_advisory_xact_lock(_APPLY_LOCK)))
+        stored = await _rules_in(session)
+        passed = await ahead(stored)
+        if stored is None or not passed:
+            return stored
+        return await _store(session, stored, max(passed, stored.version) + 1)
+
+
+async def _store(
+    session: AsyncSession, rules: Rules, version: int, at: datetime | None = None
+) -> Rules:
+    applied_at_ms = instant_ms(at or (await session.exec(select(func.now()))).one())
+    session.add_all(_rows(rules, version, applied_at=instant_of(applied_at_ms)))
+    await session.flush()
+    allowances = await stored_allowances(await driver_of(session))
     return Rules.from_document(
         dict(rules.document), version=version, applied_at_ms=applied_at_ms, allowances=allowances
     )
@@ -118,13 +144,13 @@ async def publish_shard(redis: Client, shard: ShardKeys, rules: Rules) -> None:
         await caller.call(
             script("publish"),
             [shard.meta, shard.rules],
-            [rules.version, document, LINES_FORM, *lines],
+            [rules.version, rules.applied_at_ms, document, LINES_FORM, *lines],
         )
     finally:
         await caller.close()
 
 
-def _same(one: Rules, other: Rules) -> bool:
+def same_rules(one: Rules, other: Rules) -> bool:
     """Whether they say the same; the order of tiers tells which is the higher one (`service.subscribed`)."""
     return (one.default_tier, list(one.tiers.items()), one.prices, one.on_outage) == (
         other.default_tier,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COMMIT",
     "EXPIRE",
+    "INSTANT_MS_MAX",
     "RELEASE",
     "RESERVE",
     "Code",
@@ -52,7 +53,7 @@ BYTES_MAX = 32 * 1024 * 1024  # of one run: metadata may make a line 16 KiB long
 LARGE_BYTES = 64 * 1024  # of an entry: 400 lines without metadata have less
 ENTRIES_MIN = 10
 ENTRIES_MAX = 200  # in one read: at 400 lines each, what a large batch takes
-_INSTANT_MS_MAX = (
+INSTANT_MS_MAX = (
     221_845_392_000_000  # the year 9000: its periods still end in a year that datetime has
 )
 _NUMBER_MAX = 32_767  # a smallint; `quota` puts at most 100 lines into a record
@@ -286,7 +287,7 @@ def _parts(
 
 
 def _instant(text: bytes) -> int:
-    if not text.isdigit() or len(text) > 15 or int(text) > _INSTANT_MS_MAX:
+    if not text.isdigit() or len(text) > 15 or int(text) > INSTANT_MS_MAX:
         raise ValueError(f"t: not milliseconds: {text[:40]!r}")
     return int(text)
 
@@ -296,7 +297,7 @@ def _check_rest(line: Line) -> None:
     bytes(line.metadata).decode()  # it is passed on as it is, and so far nobody has looked inside
     if not 0 <= line.number <= _NUMBER_MAX:
         raise ValueError(f"number: not of a line: {line.number}")
-    if line.occurred_at_ms is not None and not 0 <= line.occurred_at_ms <= _INSTANT_MS_MAX:
+    if line.occurred_at_ms is not None and not 0 <= line.occurred_at_ms <= INSTANT_MS_MAX:
         raise ValueError(f"occurred_at: not milliseconds: {line.occurred_at_ms}")
 
 

@@ -15,10 +15,11 @@ from uuid import UUID
 
 from quota.values import MICRO, uuid7_time_ms
 from quota.wire import mark_of
+from service.usage_ids import uuid7_from
 from service.usage_log import RESERVE
 from worker.counts import PERIODS, count, count_windows, counted_in, instant_at, starts_at
 from worker.holding import Holding
-from worker.purse import ENTRY_COLUMNS, Purses, uuid7_from
+from worker.purse import ENTRY_COLUMNS, Purses
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,6 +16,7 @@ from service.database import Database
 from service.loading import DatabaseLoader
 from service.metrics import Metrics
 from service.pace import Pace
+from service.rules_in_force import RulesKeeper
 from service.shards import NoTiersError, make_shards
 from service.tiers import stored_rules
 from worker.drain import Drain
@@ -47,6 +48,7 @@ class Deps:
     loader: DatabaseLoader
     quota: Quota
     drain: Drain
+    rules: RulesKeeper
     metrics: Metrics
     registry: CollectorRegistry
     # What this worker knows of users who take long to be counted anew.
@@ -106,5 +108,8 @@ async def open_deps(settings: Settings) -> AsyncIterator[Deps]:
             loader=loader,
             on_outage=False,  # a job that is run again keeps its record better than our memory
         )
+        rules = RulesKeeper(database, redis, keys)
         async with quota:
-            yield Deps(settings, database, redis, keys, loader, quota, drain, metrics, registry)
+            yield Deps(
+                settings, database, redis, keys, loader, quota, drain, rules, metrics, registry
+            )

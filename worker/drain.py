@@ -10,7 +10,7 @@ import asyncio
 import gc
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -94,27 +94,31 @@ class Drain:
 
     async def _drain_shard(self, shard: ShardKeys, until: float) -> int:
         async with self._places:
-            async with self._database.connection() as connection:
-                row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
-            assert row is not None, "make_shards made every row at start"
+            row = await self._state(shard)
             await self._standstill.look(shard.index, locked_by=row["locked_by"])
-            sound = await shard_is_sound(
-                self._redis, shard, epoch=row["epoch"], position=row["last_entry_id"]
-            )
-            if not sound and await mend_shard(
-                self._database,
-                self._redis,
-                self._keys,
-                shard,
-                dedupe_ms=self._dedupe_ms,
-                late_ms=self._late_grace_ms,
+            if not await shard_is_sound(
+                self._redis, self._keys, shard, epoch=row["epoch"], position=row["last_entry_id"]
             ):
-                self._metrics.epochs.inc()
+                await mend_shard(
+                    self._database,
+                    self._redis,
+                    self._keys,
+                    shard,
+                    dedupe_ms=self._dedupe_ms,
+                    late_ms=self._late_grace_ms,
+                )
+                row = await self._state(shard)  # it may go on from further back
             try:
                 return await self._apply_log(shard, row["last_entry_id"], until)
             except NewerVersionError as error:
                 _log.error("log.newer_version", shard=shard.index, error=str(error))
                 return 0
+
+    async def _state(self, shard: ShardKeys) -> Any:
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow(statement("service", "shard_position"), shard.index)
+        assert row is not None, "make_shards made every row at start"
+        return row
 
     async def _apply_log(self, shard: ShardKeys, position: str, until: float) -> int:
         count = 0

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from quota.wire import mark_of
+from service.usage_ids import uuid7_from
 from service.usage_log import COMMIT, EXPIRE, RELEASE
 from worker.counts import count_held, count_windows, instant_at, starts_at
-from worker.purse import uuid7_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

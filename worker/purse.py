@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from quota.account import Account
 from quota.allowance import allowance_grant, allowance_id
 from quota.wire import mark_of
+from service.usage_ids import uuid7_from
 from worker.counts import instant_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from uuid import UUID
 
     from quota.account import Move, Payment, Payments
     from quota.burndown import Grant
     from service.usage_log import Line
     from worker.batch import Batch, Member
 
-__all__ = ["ENTRY_COLUMNS", "Purse", "Purses", "uuid7_from"]
+__all__ = ["ENTRY_COLUMNS", "Purse", "Purses"]
 
 # Of credit_entries: who paid for what; no grant means overage.
 ENTRY_COLUMNS = ("user_id", "id", "place", "grant_id", "kind", "amount_micro", "created_at")
 # What comes back of a hold was never an entry: it had no usage yet.
 _UNWRITTEN = "returned"
-
-
-def uuid7_from(mark: bytes, time_ms: int) -> UUID:
-    """A UUIDv7 of *time_ms* whose other bits are those of *mark*: the same whenever it is made."""
-    digest = int.from_bytes(mark[:10])
-    return UUID(int=time_ms << 80 | 7 << 76 | (digest & 0xFFF) << 64 | 2 << 62 | digest >> 18)
 
 
 class Purses:

@@ -9,7 +9,7 @@ import structlog
 
 from quota.values import MICRO
 from service.reconcile import DRIFTED, OUTCOMES, Checked, Reconciler
-from service.sweep import next_users
+from service.sweep import next_users, read_cursor
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,7 +50,7 @@ async def reconcile_round(
     How far it went is kept in Redis, so that workers share one sweep and a restart goes on with it.
     """
     until = time.monotonic() + seconds_max
-    cursor = int(await deps.redis.get(deps.keys.sweep) or 0)
+    cursor = await read_cursor(deps.redis, deps.keys)
     users, cursor = await next_users(deps.redis, deps.keys, cursor, users_max=users_max)
     # First, so that a worker that comes at the same time or a user that makes us fail do not hold it up.
     await deps.redis.set(deps.keys.sweep, cursor)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from quota.scripts import ScriptCaller, script
 from service.database import DATABASE_ERRORS, durable_transaction, statement
 from service.shards import entry_number
 from worker.alone import each_alone
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from quota.keys import ShardKeys
     from worker.deps import Deps
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["trim_logs", "watch_logs"]
 
 _CROWDED = 0.8  # of LOG_BYTES_MAX
+_TIMEOUT_S = 5.0
 _log = structlog.get_logger("allotment.tidy")
 
 
@@ -32,27 +34,27 @@ async def watch_logs(deps: Deps) -> None:
         ShardsFailedError, RedisError
     """
     deps.metrics.log_bytes_max.set(deps.settings.log_bytes_max)
+    known = True
     try:
         deps.positions[:] = await _positions(deps)
     except DATABASE_ERRORS as error:
+        known = False
         _log.debug("log.position_unknown", kind=type(error).__name__, error=str(error))
     rows = dict(zip(deps.keys.shards, deps.positions, strict=bool(deps.positions)))
-    await each_alone(list(rows), lambda shard: _watch(deps, shard, rows[shard]))
+    await each_alone(list(rows), lambda shard: _watch(deps, shard, rows[shard], known=known))
 
 
-async def _watch(deps: Deps, shard: ShardKeys, row: Mapping[str, Any]) -> None:
-    # What the tallies need comes last: the log is watched though they are damaged.
+async def _watch(deps: Deps, shard: ShardKeys, row: Mapping[str, Any], *, known: bool) -> None:
     size = await deps.redis.memory_usage(shard.log, samples=5)
     deps.metrics.log_bytes.labels(shard.index).set(size or 0)
-    oldest = await deps.redis.xrange(shard.log, min=f"({row['last_entry_id']}", count=1)
-    age_s = time.time() - entry_number(oldest[0][0].decode())[0] / 1000 if oldest else 0
+    position, applied = row["last_entry_id"], row["lines_applied"]
+    names = [shard.log, shard.tallies]
+    oldest, *flat = await _call(deps, "tally", names, [position, applied if known else ""])
+    age_s = time.time() - entry_number(oldest.decode())[0] / 1000 if oldest else 0
     deps.metrics.oldest_age.labels(shard.index).set(max(0, age_s))
-    tallies = await deps.redis.hgetall(shard.tallies)
-    counts = {name.decode(): int(count) for name, count in tallies.items()}
-    deps.metrics.tallies.set(shard.index, counts)
-    deps.metrics.backlog.labels(shard.index).set(
-        max(0, counts.get("lines", 0) - row["lines_applied"])
-    )
+    counts = {name.decode(): int(n) for name, n in zip(flat[::2], flat[1::2], strict=True)}
+    deps.metrics.tallies.set(shard.index, counts, epochs=max(0, row["epoch"] - 1))
+    deps.metrics.backlog.labels(shard.index).set(max(0, counts.get("lines", 0) - applied))
 
 
 async def trim_logs(deps: Deps) -> None:
@@ -85,7 +87,15 @@ async def _trim(deps: Deps, shard: ShardKeys, position: str, kept_ms: int) -> No
     # MINID keeps the entry it names: the last one applied stays, and shows where the log stands.
     oldest = position if crowded or applied_ms < kept_ms else f"{kept_ms}-0"
     if applied_ms:
-        await deps.redis.xtrim(shard.log, minid=oldest, approximate=True)
+        await _call(deps, "trim", [shard.log, shard.meta], [oldest])
+
+
+async def _call(deps: Deps, name: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
+    caller = ScriptCaller(deps.redis, timeout_s=_TIMEOUT_S)
+    try:
+        return await caller.call(script(name), keys, arguments)
+    finally:
+        await caller.close()
 
 
 async def _positions(deps: Deps) -> list[Any]:

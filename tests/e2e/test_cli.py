@@ -603,6 +603,21 @@ async def test_reconcile_finds_who_differs_and_has_them_loaded_anew(with_tiers, 
     assert with_tiers("reconcile", "--user", "nobody", "--json").error["field"] == "user"
 
 
+async def test_reconcile_that_could_not_compare_is_no_success(with_tiers, redis_url, prefix):
+    with_tiers("grant", "u", "20")
+    with_tiers("balance", "u")
+    async with Redis.from_url(redis_url) as redis:
+        async for name in redis.scan_iter(f"{prefix}:*:meta"):
+            await redis.hset(name, "epoch", 9)  # no worker runs that would begin a new one
+
+    named = with_tiers("reconcile", "--user", "u", "--json")
+    all_of_them = with_tiers("reconcile")
+
+    assert (named.code, named.answer["busy"]) == (1, 1)
+    assert all_of_them.code == 1
+    assert "1 could not be compared now, try again" in all_of_them.out
+
+
 def test_quarantine_lists_shows_and_puts_back(with_tiers, psql):
     psql(
         """INSERT INTO quarantined_records (source, place, raw, reason) VALUES

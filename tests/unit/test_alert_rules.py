@@ -45,4 +45,4 @@ def test_each_alert_has_one_rule():
 
     assert len(names) == len(set(names))
     assert {"AllotmentLogNearlyFull", "AllotmentRollupsBehind", "AllotmentFoldFails"} <= set(names)
-    assert "AllotmentSubscriptionsOverdue" in names
+    assert {"AllotmentSubscriptionsOverdue", "AllotmentRecordsMissing"} <= set(names)

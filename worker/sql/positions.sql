@@ -1,2 +1,2 @@
--- positions: how far every shard is applied, in order.
-SELECT shard, last_entry_id, lines_applied FROM usage_shards ORDER BY shard
+-- positions: how far every shard is applied, and its epoch, in order.
+SELECT shard, epoch, last_entry_id, lines_applied FROM usage_shards ORDER BY shard
