@@ -77,6 +77,12 @@ def open_tmp_dir() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.fixture
+def way_dir(open_tmp_dir: Path) -> Path:
+    """A directory for sockets of this test: its path is short enough for one."""
+    return Path(tempfile.mkdtemp(dir=open_tmp_dir))
+
+
 @pytest.fixture(scope="session")
 def servers(open_tmp_dir: Path) -> Iterator[EmbeddedServers]:
     """PostgreSQL and Redis for the whole session."""
