@@ -236,3 +236,29 @@ async def test_a_queue_that_arq_dies_of_does_not_stop_the_worker(
         ):
             await quota.record("user-1", "tokens", 1)
             assert await applied(database, at_least=1) == 1
+
+
+async def test_a_worker_needs_no_right_to_empty_or_change_redis(
+    environment: dict[str, str], settings: Settings, database: Database
+) -> None:
+    rights = [f"~{settings.key_prefix}:*", "~arq:*", "+@all", "-@dangerous", "+info"]
+    named = {
+        name: environment[name].replace("unix://", "unix://few-rights:secret@")
+        for name in ("QUOTA_REDIS_URL", "QUEUE_REDIS_URL")
+    }
+    async with Redis.from_url(settings.quota_redis) as redis:
+        await redis.acl_setuser("few-rights", enabled=True, passwords=["+secret"], reset=True)
+        await redis.execute_command("ACL", "SETUSER", "few-rights", *rights)
+        try:
+            async with (
+                worker(environment | named) as running,
+                Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota,
+            ):
+                await record_many(quota, 100)
+                assert await applied(database, at_least=100) == 100
+                metrics = await running.metrics()
+        finally:
+            await redis.acl_deluser("few-rights")
+
+    assert 'allotment_jobs_total{function="drain_log",outcome="done"}' in metrics
+    assert 'outcome="failed"' not in metrics
