@@ -116,7 +116,8 @@ class Metrics:
         self.jobs = Counter(
             "allotment_jobs",
             "arq jobs run, by how they ended",
-            ["job", "outcome"],
+            # Not "job": that is the label of Prometheus for what it scrapes, and it renames ours.
+            ["function", "outcome"],
             registry=registry,
         )
         self.loads = Counter(
@@ -188,7 +189,8 @@ class Tallies:
     """What was counted for every process: decisions by outcome, lines logged, epochs begun.
 
     Counted in Redis and not in a process, because who decides is the application, which has no metrics
-    of ours. Lost with Redis, as a counter of Prometheus may be.
+    of ours. Lost with Redis, as a counter of Prometheus may be. Until they were read there are none: after a
+    0, Prometheus takes what was counted in all the time before for an increase.
     """
 
     def __init__(self) -> None:
@@ -202,41 +204,49 @@ class Tallies:
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         """The families that Prometheus scrapes."""
-        admitted = CounterMetricFamily(
-            "allotment_records_admitted", "Lines written to the usage log"
+        yield self._family(
+            "allotment_records_admitted", "Lines written to the usage log", [((), "lines")]
         )
-        admitted.add_metric([], sum(counts.get("lines", 0) for counts in self._shards.values()))
-        yield admitted
         begun = CounterMetricFamily(
             "allotment_epochs_begun",
             "Times a shard was begun anew: Redis was emptied, set back or unreadable, or PostgreSQL was set back",
         )
-        begun.add_metric([], sum(self._epochs.values()))
+        if self._shards:
+            begun.add_metric([], sum(self._epochs.values()))
         yield begun
-        gaps = CounterMetricFamily(
+        yield self._family(
             "allotment_log_gaps",
             "Times PostgreSQL was found set back further than the log of a shard reaches: records are missing",
+            [((), "gaps")],
         )
-        gaps.add_metric([], sum(counts.get("gaps", 0) for counts in self._shards.values()))
-        yield gaps
-        outage = CounterMetricFamily(
+        yield self._family(
             "allotment_outage_admitted",
             "Records that applications admitted while they could not reach Redis, recorded afterwards",
+            [((), TALLY)],
         )
-        outage.add_metric([], sum(counts.get(TALLY, 0) for counts in self._shards.values()))
-        yield outage
-        decisions = CounterMetricFamily(
-            "allotment_decisions", "Decisions", labels=["verb", "outcome"]
+        decisions = [
+            ((verb_name, outcome_name), verb + outcome)
+            for verb, verb_name in _VERBS.items()
+            for outcome, outcome_name in OUTCOMES.items()
+        ]
+        yield self._family(
+            "allotment_decisions", "Decisions", decisions, labels=("verb", "outcome")
         )
-        for verb, verb_name in _VERBS.items():
-            for outcome, outcome_name in OUTCOMES.items():
-                total = sum(counts.get(verb + outcome, 0) for counts in self._shards.values())
-                decisions.add_metric([verb_name, outcome_name], total)
-        yield decisions
-        ended = CounterMetricFamily(
-            "allotment_holds_ended", "Holds ended, by how", labels=["status"]
-        )
-        for status, tally in _ENDS.items():
-            total = sum(counts.get(tally, 0) for counts in self._shards.values())
-            ended.add_metric([status], total)
-        yield ended
+        ends = [((status,), tally) for status, tally in _ENDS.items()]
+        yield self._family("allotment_holds_ended", "Holds ended, by how", ends, labels=("status",))
+
+    def _family(
+        self,
+        name: str,
+        help_text: str,
+        tallies: Iterable[tuple[tuple[str, ...], str]],
+        *,
+        labels: tuple[str, ...] = (),
+    ) -> CounterMetricFamily:
+        family = CounterMetricFamily(name, help_text, labels=labels)
+        for values, tally in tallies:
+            if self._shards:
+                family.add_metric(
+                    values, sum(counts.get(tally, 0) for counts in self._shards.values())
+                )
+        return family

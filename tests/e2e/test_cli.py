@@ -21,9 +21,10 @@ from quota.client import Quota
 
 ROOT = Path(__file__).parents[2]
 
-# Each command is a process that begins with the imports done: they take longer than all the rest.
+# Each command is a process that begins with the imports done and ends without taking them down: either takes
+# longer than all the rest.
 FORKER = """
-import json, os, sys
+import json, os, sys, traceback
 import cli.adoption, cli.balance, cli.grant, cli.main, cli.migrate, cli.quarantine, cli.rebuild, cli.reconcile
 import cli.refund, cli.reset, cli.tiers, cli.user, cli.verify, cli.void
 for line in sys.stdin:
@@ -34,7 +35,16 @@ for line in sys.stdin:
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
         os.environ.update(ask["environment"])
         sys.argv = ["allotment", *ask["words"]]
-        cli.main.main()
+        code = 1
+        try:
+            cli.main.main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 

@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 WAIT_S_MAX = 60
 RUN = 1_500
 METADATA = {"text": "x" * 15_000}
+ORPHANED_S = 40  # so long arq leaves the job of a dead worker to it
+STOP_S_MAX = 30  # 10 are promised, of a machine that has time; a statement that hangs would take 60
 
 
 class Worker:
@@ -125,7 +127,7 @@ async def test_a_client_without_a_database_is_served_by_the_worker(
         assert await applied(database, at_least=1) == 1
 
 
-async def test_a_killed_worker_is_replaced_by_the_other_within_five_seconds(
+async def test_a_killed_worker_is_replaced_by_the_other_at_its_next_tick(
     environment: dict[str, str], settings: Settings, database: Database
 ) -> None:
     async with (
@@ -142,7 +144,7 @@ async def test_a_killed_worker_is_replaced_by_the_other_within_five_seconds(
         recovered_s = time.monotonic() - killed_at
 
     assert await duplicates(database) == 0
-    assert recovered_s < WAIT_S_MAX  # how fast it is, `python -m bench` measures
+    assert recovered_s < ORPHANED_S  # how fast it is, `python -m bench` measures
 
 
 async def test_a_worker_that_is_told_to_stop_finishes_and_exits_well(
@@ -159,6 +161,35 @@ async def test_a_worker_that_is_told_to_stop_finishes_and_exits_well(
 
     async with worker(environment):
         assert await applied(database, at_least=3000) == 3000
+    assert await duplicates(database) == 0
+
+
+async def test_a_worker_whose_run_hangs_stops_all_the_same_and_another_applies_it_once(
+    environment: dict[str, str], settings: Settings, database: Database
+) -> None:
+    async with (
+        worker(environment) as running,
+        Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota,
+        database.connection() as holder,
+    ):
+        await quota.record("user-1", "tokens", 1)  # of a user who is loaded
+        assert await applied(database, at_least=1) == 1
+        async with holder.transaction():
+            await holder.execute("LOCK TABLE usage_logs IN EXCLUSIVE MODE")
+            await record_many(quota, 100)
+            async with asyncio.timeout(WAIT_S_MAX):
+                while not await holder.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                ):
+                    pass
+
+            running.process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(STOP_S_MAX):
+                assert await running.process.wait() == 0
+
+    async with worker(environment):
+        assert await applied(database, at_least=101) == 101
     assert await duplicates(database) == 0
 
 
@@ -264,3 +295,29 @@ async def copies(watcher: asyncpg.Connection[Any], *, waiting_for: str) -> None:
     async with asyncio.timeout(WAIT_S_MAX):
         while not await watcher.fetchval(query, waiting_for):
             await watcher.execute("SELECT pg_stat_clear_snapshot()")
+
+
+async def test_a_worker_needs_no_right_to_empty_or_change_redis(
+    environment: dict[str, str], settings: Settings, database: Database
+) -> None:
+    rights = [f"~{settings.key_prefix}:*", "~arq:*", "+@all", "-@dangerous", "+info"]
+    named = {
+        name: environment[name].replace("unix://", "unix://few-rights:secret@")
+        for name in ("QUOTA_REDIS_URL", "QUEUE_REDIS_URL")
+    }
+    async with Redis.from_url(settings.quota_redis) as redis:
+        await redis.acl_setuser("few-rights", enabled=True, passwords=["+secret"], reset=True)
+        await redis.execute_command("ACL", "SETUSER", "few-rights", *rights)
+        try:
+            async with (
+                worker(environment | named) as running,
+                Quota.from_url(settings.quota_redis, prefix=settings.key_prefix) as quota,
+            ):
+                await record_many(quota, 100)
+                assert await applied(database, at_least=100) == 100
+                metrics = await running.metrics()
+        finally:
+            await redis.acl_deluser("few-rights")
+
+    assert 'allotment_jobs_total{function="drain_log",outcome="done"}' in metrics
+    assert 'outcome="failed"' not in metrics

@@ -279,7 +279,7 @@ async def test_what_stretches_come_to_is_stored_when_none_can_be_ended(deps: Dep
         reached = await connection.fetch("SELECT highest_tier_reached FROM user_lifetime_stats")
     assert [name for (name,) in reached] == ["big"]
     value = deps.registry.get_sample_value
-    failed = {"job": "expire_subscriptions", "outcome": "failed"}
+    failed = {"function": "expire_subscriptions", "outcome": "failed"}
     assert value("allotment_jobs_total", failed) == 1
     assert (value("allotment_subscriptions_overdue_seconds") or 0) > 24 * 3600
 
@@ -330,7 +330,7 @@ async def test_the_job_looks_by_the_clock_of_postgresql(deps: Deps, rules: Rules
     assert await expire_subscriptions({"deps": deps}) == 1
 
     assert await tiers(deps) == {"over": "small", "going-on": "big"}
-    done = {"job": "expire_subscriptions", "outcome": "done"}
+    done = {"function": "expire_subscriptions", "outcome": "done"}
     assert deps.registry.get_sample_value("allotment_jobs_total", done) == 1
     async with deps.database.connection() as connection:
         reached = await connection.fetch("SELECT highest_tier_reached FROM user_lifetime_stats")

@@ -190,7 +190,7 @@ async def test_a_connection_that_is_cut_in_the_middle_of_a_transaction_applies_o
     assert (await deps.quota.check("user-1", "tokens")).used == 12
 
 
-@pytest.mark.parametrize("off_s", [-30, 30])
+@pytest.mark.parametrize("off_s", [-3600, -30, 30, 3600])
 async def test_the_clock_of_the_server_decides_whatever_that_of_the_caller_says(
     deps: Deps, off_s: int
 ) -> None:
