@@ -25,9 +25,8 @@ from quota.values import instant_ms, parse_credits, parse_instant, parse_user_id
 from service.changes import Stores
 from service.credits import reset_credits, void_grant
 from service.database import statement
-from service.grants import add_grant
+from service.giving import give_grant
 from service.moves import move_user
-from service.staleness import drop_stale_users
 from service.tiers import apply_rules, publish
 from worker.deps import Deps
 from worker.holds import expire_holds
@@ -103,7 +102,7 @@ class Real:
         return await self.deps.quota.explain(user, feature, now=now)
 
     async def grant(self, user: str, *, now: datetime, **call: Any) -> Answer:
-        await self.apply()  # or a grant that begins earlier would pay for what waits in the log
+        await self.roll(user, now)
         fields: dict[str, Any] = {
             name: call.pop(name) for name in ("priority", "kind", "every") if name in call
         }
@@ -112,13 +111,8 @@ class Real:
         for name in ("effective_at", "expires_at"):
             found = call.pop(name, None)
             fields[name] = None if found is None else parse_instant(found, field=name)
-        async with self.deps.database.session() as session:
-            await add_grant(
-                session, parse_user_id(user), self.rules, at=now, name=call.pop("id"), **fields
-            )
-        await drop_stale_users(
-            self.deps.database, self.deps.redis, self.deps.keys, user_id=parse_user_id(user).id
-        )
+        found = parse_user_id(user)
+        await give_grant(self.stores, found, self.rules, at=now, name=call.pop("id"), **fields)
         assert not call
 
     async def void(self, user: str, *, now: datetime, id: str) -> int:

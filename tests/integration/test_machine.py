@@ -117,7 +117,7 @@ _NEGATIVE = """
 """
 RULES = (
     "consume", "consume_late", "record", "reserve", "commit", "release", "repeat",
-    "repeat_what_redis_lost", "refund", "grant", "void", "reset", "set_user", "change_limits", "change_allowances",
+    "repeat_what_redis_lost", "refund", "grant", "grant_between_overage_and_a_pause", "void", "reset", "set_user", "change_limits", "change_allowances",
     "pass_time", "work", "expire", "forget", "lose_redis", "balance", "explain",
 )  # fmt: skip
 
@@ -251,6 +251,18 @@ class Machine(RuleBasedStateMachine):
         call["expires_at"] = None if lasts is None else begins + timedelta(minutes=lasts)
         if self.both("grant", **call) is None:
             self.grants.append(call["id"])
+
+    @rule(amount=amounts, lasts=st.sampled_from([1, 30]))
+    def grant_between_overage_and_a_pause(self, amount: int, lasts: int) -> None:
+        """What it repays stays repaid when it is over, though nobody has looked in between."""
+        self.fired["grant_between_overage_and_a_pause"] += 1
+        self.counted("record", feature={"a": amount, "b": amount})
+        self.do(self.real.apply())
+        name, expires_at = f"g{len(self.grants)}", self.now + timedelta(minutes=lasts)
+        self.both("grant", id=name, amount="3", expires_at=expires_at)
+        self.grants.append(name)
+        self.now += timedelta(minutes=31)
+        self.both("balance")
 
     @precondition(lambda self: self.grants)
     @rule(place=places)
