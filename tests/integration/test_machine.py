@@ -117,7 +117,8 @@ _NEGATIVE = """
 """
 RULES = (
     "consume", "consume_late", "record", "reserve", "commit", "release", "repeat",
-    "repeat_what_redis_lost", "refund", "grant", "grant_between_overage_and_a_pause", "void", "reset", "set_user", "change_limits", "change_allowances",
+    "repeat_what_redis_lost", "refund", "grant", "grant_between_overage_and_a_pause", "void", "reset",
+    "set_user", "change_limits", "change_allowances",
     "pass_time", "work", "expire", "forget", "lose_redis", "balance", "explain",
 )  # fmt: skip
 
