@@ -241,15 +241,17 @@ class Asker:
         elif outcome == NO_HOLD:
             raise UnknownHoldError(ask.records[0].key)
         else:
-            rules = self.gate_of(user).rules
-            for record in ask.records:  # finds and names the amount that no price can be paid for
-                rules.cost_spec(
-                    record.feature,
-                    amount=record.amount,
-                    format=record.format,
-                    quality=record.quality,
-                )
+            await self._refuse_what_no_one_can_pay(ask, user, now_ms)
             raise QuotaUnavailableError("the stored state of this user is not valid")
+
+    async def _refuse_what_no_one_can_pay(self, ask: Ask, user: User, now_ms: int) -> None:
+        """Find and name the amount whose cost, on the tier of the user, is more than anyone can have."""
+        reply, _ = await self.read(user, now_ms)
+        fields = dict(zip(reply[3::2], reply[4::2], strict=True))
+        tier = fields[b"h"].decode().split(",", 3)[2]
+        rules = self.gate_of(user).rules
+        for one in ask.records:
+            rules.cost(tier, one.feature, amount=one.amount, format=one.format, quality=one.quality)
 
     async def _load(self, user: User, *, now_ms: int, attempt: int, late: bool = False) -> None:
         if attempt > 1:

@@ -142,13 +142,7 @@ class Member:
         *cost*: where it is not that of the price now, as for what a commit has more than its hold.
         """
         if cost is None:
-            cost = self.rules.cost(
-                self.tier,
-                record.feature,
-                amount=record.amount,
-                format=record.format,
-                quality=record.quality,
-            )
+            cost = self.cost_of(record)
         limits = self._limits_of(record.feature)
         net = self.account.net(at_ms=now_ms)
         if limits is None and not forced:
@@ -177,6 +171,16 @@ class Member:
             now_ms=now_ms,
             take=take,
             forced=forced,
+        )
+
+    def cost_of(self, record: UsageRecord) -> int:
+        """Micro-credits that *record* costs on the user's tier; `InvalidValueError` where nobody can pay it."""
+        return self.rules.cost(
+            self.tier,
+            record.feature,
+            amount=record.amount,
+            format=record.format,
+            quality=record.quality,
         )
 
     def consume(self, record: UsageRecord, *, now_ms: int) -> Decision:

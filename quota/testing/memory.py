@@ -92,7 +92,6 @@ class InMemoryQuota(Installation):
         member = self._member(record.user, now_ms)
         if member is None:
             return _unknown(record, now_ms)
-        self._refuse_what_no_one_can_pay(record)
         return member.decide(record, now_ms=now_ms, take=False)
 
     async def consume_many(
@@ -129,8 +128,8 @@ class InMemoryQuota(Installation):
         if given is not None:
             lines = tuple(replace(line, now_ms=now_ms, replayed=True) for line in given.decisions)
             return Receipt(len(lines), True, records[0].key, lines)
-        for record in records:
-            self._refuse_what_no_one_can_pay(record)
+        for record in records:  # what nobody can pay for is told before any other reason
+            member.cost_of(record)
         decisions = member.record(records, now_ms=now_ms)
         if decisions is None:
             expected = f"an amount that keeps the count below {AMOUNT_MAX}"
@@ -227,7 +226,6 @@ class InMemoryQuota(Installation):
         given = member.given([record])
         if given is not None:
             return replace(given.decisions[0], now_ms=now_ms, replayed=True)
-        self._refuse_what_no_one_can_pay(record)
         return member.consume(record, now_ms=now_ms)
 
     async def _reserve(
@@ -254,7 +252,6 @@ class InMemoryQuota(Installation):
         given = member.given([record], ttl_ms=ttl_ms)
         if given is not None:
             return replace(given.decisions[0], now_ms=now_ms, replayed=True)
-        self._refuse_what_no_one_can_pay(record)
         return member.reserve(record, ttl_ms=ttl_ms, now_ms=now_ms)
 
     def _held(self, user_id: object, hold_id: object, now_ms: int) -> tuple[Member, Given, Held]:
@@ -276,12 +273,6 @@ class InMemoryQuota(Installation):
             expected = f"a user: several have used the key {key!r:.80}"
             raise InvalidValueError("user_id", None, expected)
         return found[0]
-
-    def _refuse_what_no_one_can_pay(self, record: UsageRecord) -> None:
-        """As the client does, which sends the cost for every tier."""
-        self._rules.cost_spec(
-            record.feature, amount=record.amount, format=record.format, quality=record.quality
-        )
 
 
 def _settlement(
