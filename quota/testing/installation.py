@@ -200,6 +200,7 @@ class Installation:
         """
         now_ms = self._now_ms(now)
         member = self._stored_member(parse_user_id(user_id))
+        member.end_holds(now_ms)
         member.advance(now_ms - 1)  # what begins or recurs at this very instant does so after it
         moves = member.account.reset(at_ms=now_ms, preserve_overage=preserve_overage)
         member.ledger.moved(moves)

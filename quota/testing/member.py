@@ -102,6 +102,11 @@ class Member:
 
     def advance(self, at_ms: int) -> None:
         """Walk to *at_ms*: holds end and credits change at their own instants, in order."""
+        self.end_holds(at_ms)
+        self.ledger.moved(self.account.advance(at_ms))
+
+    def end_holds(self, at_ms: int) -> None:
+        """Walk to the last of the holds that are over by *at_ms*, and let each end at its own instant."""
         due = sorted(
             (given.hold.expires_at_ms, key)
             for key, given in self.answers.items()
@@ -112,7 +117,6 @@ class Member:
         for expires_at_ms, key in due:
             self.ledger.moved(self.account.advance(expires_at_ms))
             self.give_up(self.answers[key], EXPIRED)
-        self.ledger.moved(self.account.advance(at_ms))
 
     def given(self, records: list[UsageRecord], *, ttl_ms: int | None = None) -> Given | None:
         """What was answered to this key before; None when it is new.

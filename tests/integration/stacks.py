@@ -21,7 +21,7 @@ from quota.receipt import Receipt
 from quota.refund import Refund
 from quota.rules import Rules
 from quota.testing import InMemoryQuota
-from quota.values import instant_ms, parse_credits, parse_instant, parse_user_id
+from quota.values import instant_ms, instant_of, parse_credits, parse_instant, parse_user_id
 from service.changes import Stores
 from service.credits import reset_credits, void_grant
 from service.database import statement
@@ -44,7 +44,7 @@ class Real:
     @property
     def stores(self) -> Stores:
         deps = self.deps
-        return Stores(deps.database, deps.redis, deps.keys, settle=self.apply)
+        return Stores(deps.database, deps.redis, deps.keys, settle=self.apply, roll=deps.quota.roll)
 
     async def apply(self) -> None:
         """Apply all that was admitted."""
@@ -102,7 +102,6 @@ class Real:
         return await self.deps.quota.explain(user, feature, now=now)
 
     async def grant(self, user: str, *, now: datetime, **call: Any) -> Answer:
-        await self.roll(user, now)
         fields: dict[str, Any] = {
             name: call.pop(name) for name in ("priority", "kind", "every") if name in call
         }
@@ -116,19 +115,16 @@ class Real:
         assert not call
 
     async def void(self, user: str, *, now: datetime, id: str) -> int:
-        await self.roll(user, now)
         void = await void_grant(self.stores, parse_user_id(user), self.rules, id, at=now)
         return void.voided
 
     async def reset(self, user: str, *, now: datetime, preserve_overage: bool) -> None:
-        await self.roll(user, now - timedelta(milliseconds=1))
         found = parse_user_id(user)
         await reset_credits(
             self.stores, found, self.rules, preserve_overage=preserve_overage, at=now
         )
 
     async def set_user(self, user: str, *, now: datetime, **changes: Any) -> None:
-        await self.roll(user, now)
         await move_user(self.stores, parse_user_id(user), self.rules, at=now, **changes)
 
     async def apply_tiers(self, user: str, *, now: datetime, document: dict[str, Any]) -> None:  # noqa: ARG002
@@ -149,6 +145,23 @@ class Memory:
 
     def __init__(self, quota: InMemoryQuota) -> None:
         self.quota = quota
+
+    def next_change(self, user: str, after: datetime) -> datetime:
+        """The next instant at which something of the user changes by itself; *after* itself if nothing does."""
+        member, after_ms = self.quota._members[parse_user_id(user).id], instant_ms(after)
+        holds = [given.hold for given in member.answers.values() if given.hold is not None]
+        changes = [
+            member.account.valid_until_ms(at_ms=after_ms),
+            *(hold.expires_at_ms for hold in holds if hold.status == "open"),
+        ]
+        return instant_of(min((ms for ms in changes if ms and ms > after_ms), default=after_ms))
+
+    def came_to_nothing(self, user: str, key: str, at: datetime) -> bool:
+        """Whether the hold *key* was released, or has expired by *at*."""
+        hold = self.quota._members[parse_user_id(user).id].answers[key].hold
+        assert hold is not None
+        is_over = hold.status == "open" and hold.expires_at_ms <= instant_ms(at)
+        return is_over or hold.status in ("released", "expired")
 
     async def consume(self, user: str, *, now: datetime, **call: Any) -> Decision:
         return await self.quota.consume(user, now=now, **call)
