@@ -23,7 +23,7 @@ from quota.rolling import rolled
 from quota.rules import Rules
 from quota.scripts import ScriptCaller, script
 from quota.standing import Profile, counter_sign
-from quota.wire import CONFLICT, LATE, MISSING, NO_HOLD, ROLL, end_mark_of, ending_line
+from quota.wire import CONFLICT, END, LATE, MISSING, NO_HOLD, ROLL, end_mark_of, ending_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -181,7 +181,7 @@ class Asker:
                 if not epoch:
                     await self._mend(keys, NotReadyError("epoch"))
                 elif not fields.get(b"h", b"").startswith(epoch + b","):
-                    await self._load(user, now_ms=now_ms, attempt=attempt)
+                    await self._load(user, now_ms=now_ms, attempt=attempt, make=False)
                 elif not Profile.readable(reply[2]):
                     await caller.call(
                         script("forget"), [*names[1:], keys.token_of(user.id.hex)], []
@@ -233,7 +233,8 @@ class Asker:
     ) -> None:
         """Do away with the outcome that kept the script from deciding."""
         if outcome in (MISSING, LATE):
-            await self._load(user, now_ms=now_ms, attempt=attempt, late=outcome == LATE)
+            late, make = outcome == LATE, ask.verb != END
+            await self._load(user, now_ms=now_ms, attempt=attempt, late=late, make=make)
         elif outcome == ROLL:
             await self.roll(user, at_ms)
         elif outcome == CONFLICT:
@@ -253,10 +254,12 @@ class Asker:
         for one in ask.records:
             rules.cost(tier, one.feature, amount=one.amount, format=one.format, quality=one.quality)
 
-    async def _load(self, user: User, *, now_ms: int, attempt: int, late: bool = False) -> None:
+    async def _load(
+        self, user: User, *, now_ms: int, attempt: int, make: bool, late: bool = False
+    ) -> None:
         if attempt > 1:
             await asyncio.sleep(min(_RETRY_DELAY_S * attempt, _RETRY_DELAY_S_MAX))
-        if not await self._loader.load(self.keys, user, now_ms=now_ms, late=late):
+        if not await self._loader.load(self.keys, user, now_ms=now_ms, late=late, make=make):
             raise UnknownUserError(user.text)
 
     async def _mend(self, shard: ShardKeys, why: NotReadyError) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "CHECK",
     "CONFLICT",
     "CONSUME",
+    "END",
     "INVALID",
     "LATE",
     "MISSING",

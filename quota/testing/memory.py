@@ -16,7 +16,7 @@ from quota.errors import (
 from quota.explain import explained
 from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse_ttl
 from quota.receipt import Receipt
-from quota.testing.edge import parse_refund_id, parse_units, usage_records
+from quota.testing.edge import parse_refund_id, usage_records
 from quota.testing.given import COMMITTED, OPEN, RELEASED
 from quota.testing.installation import Installation
 from quota.testing.refunds import refunded, repeated
@@ -26,6 +26,7 @@ from quota.values import (
     parse_amount,
     parse_feature,
     parse_key,
+    parse_units,
     parse_user_id,
     usage_record,
 )
@@ -61,6 +62,11 @@ class InMemoryQuota(Installation):
 
     async def close(self) -> None:
         """Nothing: there is nothing to give back."""
+
+    @property
+    def unrecorded(self) -> int:
+        """As `Quota.unrecorded`; never any."""
+        return 0
 
     async def consume(
         self,
@@ -205,10 +211,16 @@ class InMemoryQuota(Installation):
             member.refunds[name] = refund
         return refund
 
+    async def roll(self, user_id: object, *, now: datetime | None = None) -> None:
+        """As `Quota.roll`."""
+        now_ms = self._now_ms(now)
+        self._stored_member(parse_user_id(user_id)).advance(now_ms)
+
     async def balance(self, user_id: object, *, now: datetime | None = None) -> Balance:
         """As `Quota.balance`."""
         now_ms = self._now_ms(now)
-        member = self._known_member(parse_user_id(user_id), now_ms)
+        member = self._stored_member(parse_user_id(user_id))
+        member.advance(now_ms)
         return Seen(member, now_ms).balance()
 
     async def explain(
@@ -216,7 +228,8 @@ class InMemoryQuota(Installation):
     ) -> Explanation:
         """As `Quota.explain`; with nothing stored beside what decides, nothing is compared."""
         now_ms, name = self._now_ms(now), parse_feature(feature)
-        member = self._known_member(parse_user_id(user_id), now_ms)
+        member = self._stored_member(parse_user_id(user_id))
+        member.advance(now_ms)
         return explained(Seen(member, now_ms), self._rules, None, name)
 
     def _consume(self, record: UsageRecord, now_ms: int) -> Decision:
@@ -256,7 +269,8 @@ class InMemoryQuota(Installation):
 
     def _held(self, user_id: object, hold_id: object, now_ms: int) -> tuple[Member, Given, Held]:
         key = parse_key(hold_id)
-        member = self._known_member(parse_user_id(user_id), now_ms)
+        member = self._stored_member(parse_user_id(user_id))
+        member.advance(now_ms)
         given = member.answers.get(key)
         if given is None or given.hold is None:
             raise UnknownHoldError(key)

@@ -79,7 +79,7 @@ async def test_a_grant_of_the_past_does_not_pay_overage_that_others_paid_since(
     await apply_tiers(deps, TIERS)
     memory = InMemoryQuota(TIERS)
     await memory.set_user("user-1", anchor=START, now=START)
-    await give(deps, 0, at=START)
+    await deps.quota.record("user-1", "nothing", 1, now=START)
     quotas: list[Any] = [deps.quota, memory]
     for quota in quotas:
         await quota.consume("user-1", "image", 30, now=hours(1))
