@@ -11,14 +11,13 @@ from cli.options import AsJson, UserId, user_of
 from cli.output import Output, printable
 from cli.session import open_session, run
 from quota.burndown import KINDS
-from quota.errors import InvalidValueError
 from quota.period import RENEWALS
 from quota.values import (
-    MICRO_MAX,
     credits_of,
     instant_ms,
     instant_text,
     parse_credits,
+    parse_given,
     parse_instant,
     parse_label,
 )
@@ -72,7 +71,7 @@ def command(
     """
     asked = {
         "user": user_of(user),
-        "amount_micro": _amount(amount),
+        "amount_micro": parse_given(amount),
         "every": every,
         "min_rollover_micro": parse_credits(min_rollover, field="min_rollover"),
         "max_rollover_micro": parse_credits(max_rollover, field="max_rollover"),
@@ -117,13 +116,6 @@ def _sentence(answer: dict[str, Any]) -> str:
         f"{done}: {answer['amount']} credits{every} ({answer['kind']}, priority {answer['priority']}) "
         f"to {answer['user']} from {answer['effective_at']}{until}, id {answer['id']}"
     )
-
-
-def _amount(text: str) -> int:
-    micro = parse_credits(text, field="amount")
-    if micro == 0:
-        raise InvalidValueError("amount", text, f"credits above 0, up to {credits_of(MICRO_MAX)}")
-    return micro
 
 
 def _instant(text: str | None, *, field: str) -> datetime | None:

@@ -10,8 +10,8 @@ from cli.options import AsJson, Command, UserId, examples, user_of
 from cli.output import Output, printable, table
 from cli.session import open_session, run
 from cli.subscription import subscription_line
-from quota.period import parse_cycle_months, parse_timezone
-from quota.values import instant_ms, instant_text, parse_instant
+from quota.period import parse_anchor, parse_cycle_months, parse_timezone
+from quota.values import instant_ms, instant_text
 from service.moves import move_user
 from service.stretches import parse_revenue, parse_until
 from service.subscribed import subscribed_of
@@ -84,7 +84,7 @@ def set_user(
     changes = {
         "tier": tier,
         "timezone": None if timezone is None else parse_timezone(timezone),
-        "anchor": None if anchor is None else parse_instant(anchor, field="anchor"),
+        "anchor": None if anchor is None else parse_anchor(anchor),
         "cycle_months": None if cycle_months is None else parse_cycle_months(cycle_months),
         "until": None if until is None else parse_until(until),
         "revenue": None if revenue is None else parse_revenue(revenue),

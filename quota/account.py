@@ -73,6 +73,9 @@ class Account:
             return []
         at_ms = max(self.at_ms, at_ms)
         moves: list[Move] = []
+        if self.overage and not self._quiet_until_ms:
+            # The first step: what was given at the very instant of the overage pays, and may be over by *at_ms*.
+            self._stand_at(self.at_ms, moves)
         while self.overage:
             step_ms = min((pot.next_ms(self.at_ms) for pot in self._pots), default=NEVER)
             if step_ms >= at_ms:

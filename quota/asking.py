@@ -25,7 +25,17 @@ from quota.rolling import rolled
 from quota.rules import Rules
 from quota.scripts import ScriptCaller, script
 from quota.standing import Profile, counter_sign
-from quota.wire import CONFLICT, FULL, LATE, MISSING, NO_HOLD, ROLL, end_mark_of, ending_line
+from quota.wire import (
+    CONFLICT,
+    END,
+    FULL,
+    LATE,
+    MISSING,
+    NO_HOLD,
+    ROLL,
+    end_mark_of,
+    ending_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -184,7 +194,7 @@ class Asker:
                 if not epoch:
                     await self._mend(keys, NotReadyError("epoch"))
                 elif not fields.get(b"h", b"").startswith(epoch + b","):
-                    await self._load(user, now_ms=now_ms, attempt=attempt)
+                    await self._load(user, now_ms=now_ms, attempt=attempt, make=False)
                 elif not is_readable(reply):
                     await caller.call(
                         script("forget"), [*names[1:], keys.token_of(user.id.hex)], []
@@ -236,7 +246,8 @@ class Asker:
     ) -> None:
         """Do away with the outcome that kept the script from deciding."""
         if outcome in (MISSING, LATE):
-            await self._load(user, now_ms=now_ms, attempt=attempt, late=outcome == LATE)
+            late, make = outcome == LATE, ask.verb != END
+            await self._load(user, now_ms=now_ms, attempt=attempt, late=late, make=make)
         elif outcome == ROLL:
             await self.roll(user, at_ms)
         elif outcome == CONFLICT:
@@ -248,20 +259,24 @@ class Asker:
                 "the usage log has as many bytes as LOG_BYTES_MAX lets it have: is it applied?"
             )
         else:
-            rules = self.gate_of(user).rules
-            for record in ask.records:  # finds and names the amount that no price can be paid for
-                rules.cost_spec(
-                    record.feature,
-                    amount=record.amount,
-                    format=record.format,
-                    quality=record.quality,
-                )
+            await self._refuse_what_no_one_can_pay(ask, user, now_ms)
             raise QuotaUnavailableError("the stored state of this user is not valid")
 
-    async def _load(self, user: User, *, now_ms: int, attempt: int, late: bool = False) -> None:
+    async def _refuse_what_no_one_can_pay(self, ask: Ask, user: User, now_ms: int) -> None:
+        """Find and name the amount whose cost, on the tier of the user, is more than anyone can have."""
+        reply, _ = await self.read(user, now_ms)
+        fields = dict(zip(reply[3::2], reply[4::2], strict=True))
+        tier = fields[b"h"].decode().split(",", 3)[2]
+        rules = self.gate_of(user).rules
+        for one in ask.records:
+            rules.cost(tier, one.feature, amount=one.amount, format=one.format, quality=one.quality)
+
+    async def _load(
+        self, user: User, *, now_ms: int, attempt: int, make: bool, late: bool = False
+    ) -> None:
         if attempt > 1:
             await asyncio.sleep(min(_RETRY_DELAY_S * attempt, _RETRY_DELAY_S_MAX))
-        if not await self._loader.load(self.keys, user, now_ms=now_ms, late=late):
+        if not await self._loader.load(self.keys, user, now_ms=now_ms, late=late, make=make):
             raise UnknownUserError(user.text)
 
     async def _mend(self, shard: ShardKeys, why: NotReadyError) -> None:

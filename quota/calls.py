@@ -11,7 +11,7 @@ from quota.values import UsageRecord, instant_ms, parse_instant, usage_record
 if TYPE_CHECKING:
     from datetime import datetime
 
-__all__ = ["given_ms", "one_record", "records_of", "wall_ms"]
+__all__ = ["given_ms", "one_record", "records_of", "refuse_amount_beside", "wall_ms"]
 
 _FEATURES_MAX = 100  # in one record: they travel and are applied together
 
@@ -39,6 +39,18 @@ def one_record(
     return now_ms, usage_record(user_id, feature, amount, now_ms=now_ms or wall_ms(), **payload)
 
 
+def refuse_amount_beside(amount: object) -> None:
+    """Refuse an amount beside a mapping of features, which would be lost; 1 is what is there unasked.
+
+    Raises:
+        InvalidValueError
+    """
+    if type(amount) is not int or amount != 1:
+        raise InvalidValueError(
+            "amount", amount, "no amount beside several features: each has its own"
+        )
+
+
 def records_of(
     user_id: object,
     feature: object,
@@ -51,6 +63,7 @@ def records_of(
     if not isinstance(feature, dict):
         now_ms, record = one_record(user_id, feature, amount, now=now, payload=payload)
         return now_ms, [record]
+    refuse_amount_beside(amount)
     if not 1 <= len(feature) <= _FEATURES_MAX:
         raise InvalidValueError(
             "features", feature, f"1 to {_FEATURES_MAX} features and their amounts"

@@ -35,6 +35,7 @@ from quota.values import (
     parse_feature,
     parse_key,
     parse_label,
+    parse_units,
     parse_user_id,
     usage_record,
 )
@@ -305,11 +306,7 @@ class Quota:
             UnknownHoldError: there is no such hold, or it ended longer ago than keys are remembered.
             QuotaUnavailableError: it is not known whether it ended; repeat it.
         """
-        units = (
-            amount
-            if amount is None or (type(amount) is int and amount == 0)
-            else parse_amount(amount)
-        )
+        units = None if amount is None else parse_units(amount)
         user, key = parse_user_id(user_id), parse_key(hold_id)
         return await end_hold(self._asker, self._loader, user, key, units, now_ms=given_ms(now))
 

@@ -52,10 +52,13 @@ _SLACK_S = 0.5  # the wait is Redis' own; this is for a Redis that does not come
 class Loader(Protocol):
     """Gets users, or a whole shard, from PostgreSQL into Redis; and what only PostgreSQL can answer."""
 
-    async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
+    async def load(
+        self, keys: Keys, user: User, *, now_ms: int, late: bool = False, make: bool = True
+    ) -> bool:
         """Bring *user* into Redis as of *now_ms* (0: the server's clock); False: there is no such user.
 
-        With *late* the counters of the periods that ended last come along, for records of then.
+        With *late* the counters of the periods that ended last come along, for records of then. Where users
+        are made on first use, one is made unless *make* is false: to look at a user is no use.
         """
 
     async def load_shard(self, keys: Keys, shard: ShardKeys) -> None:
@@ -98,14 +101,21 @@ def _plain(argument: object) -> object:
     return argument if argument is None or isinstance(argument, (str, int)) else repr(argument)
 
 
-_Kind = tuple[int, int, bool]  # of a load: shard, now_ms, late
+_Kind = tuple[int, int, bool, bool]  # of a load: shard, now_ms, late, make
 
 
 class LoadSome(Protocol):
     """Brings users of one shard into Redis, and answers those that do not exist."""
 
     async def __call__(
-        self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int, late: bool
+        self,
+        keys: Keys,
+        shard: ShardKeys,
+        users: Sequence[User],
+        *,
+        now_ms: int,
+        late: bool,
+        make: bool,
     ) -> list[User]: ...
 
 
@@ -121,13 +131,13 @@ class LoadGroups:
         self._next: dict[_Kind, list[User]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def join(self, keys: Keys, user: User, *, now_ms: int, late: bool) -> bool:
+    async def join(self, keys: Keys, user: User, *, now_ms: int, late: bool, make: bool) -> bool:
         """Join the load that is under way for this user, else the next one of the shard; False: no such user.
 
         Raises:
             QuotaError: the load failed.
         """
-        kind = (keys.shard_of(user.id).index, now_ms, late)
+        kind = (keys.shard_of(user.id).index, now_ms, late, make)
         future = self._asked.get((user.text, kind))
         if future is None:
             loop = asyncio.get_running_loop()
@@ -142,12 +152,14 @@ class LoadGroups:
 
     async def _load_group(self, keys: Keys, kind: _Kind) -> None:
         users = self._next.pop(kind)
-        shard, now_ms, late = kind
+        shard, now_ms, late, make = kind
         for start in range(0, len(users), _USERS_MAX):
             some = users[start : start + _USERS_MAX]
             futures = {user.text: self._asked[user.text, kind] for user in some}
             try:
-                unknown = await self._load(keys, keys.shards[shard], some, now_ms=now_ms, late=late)
+                unknown = await self._load(
+                    keys, keys.shards[shard], some, now_ms=now_ms, late=late, make=make
+                )
             except Exception as error:  # the edge of a task: whoever waits has to learn of it
                 for future in futures.values():
                     told = QuotaUnavailableError(str(error))
@@ -173,13 +185,15 @@ class RequestLoader:
         self._refund_timeout_s = refund_timeout_s
         self._groups = LoadGroups(self._load_some)
 
-    async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
+    async def load(
+        self, keys: Keys, user: User, *, now_ms: int, late: bool = False, make: bool = True
+    ) -> bool:
         """Join the request that is under way for this user, else the next one of the shard.
 
         Raises:
             QuotaUnavailableError: no worker answered in time.
         """
-        return await self._groups.join(keys, user, now_ms=now_ms, late=late)
+        return await self._groups.join(keys, user, now_ms=now_ms, late=late, make=make)
 
     async def load_shard(self, keys: Keys, shard: ShardKeys) -> None:
         """Ask for the epoch and the rules of *shard*.
@@ -242,10 +256,19 @@ class RequestLoader:
         return found
 
     async def _load_some(
-        self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int, late: bool
+        self,
+        keys: Keys,
+        shard: ShardKeys,
+        users: Sequence[User],
+        *,
+        now_ms: int,
+        late: bool,
+        make: bool,
     ) -> list[User]:
         names = [user.text for user in users]
         request = {"shard": shard.index, "users": names, "now_ms": now_ms, "late": late}
+        if not make:  # an older worker does not know it, and makes the user
+            request["make"] = False
         unknown = set((await self._request(keys, request))["unknown"])
         return [user for user in users if user.text in unknown]
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from quota.asking import Asker
     from quota.decision import Decision
-    from quota.rules import Tier
+    from quota.rules import Rules, Tier
     from quota.scripts import Client
     from quota.values import UsageRecord, User
 
@@ -140,7 +140,11 @@ class Outage:
             self._spool.drop(waiting)
 
     def _fits(self, ask: Ask) -> bool:
-        """Whether the rules allow it, with all that was admitted here and is not recorded yet."""
+        """Whether the rules allow it, with all that was admitted here and is not recorded yet.
+
+        Raises:
+            InvalidValueError: an amount costs more than anyone can have, as ever.
+        """
         rules, forced = self._asker.newest, ask.verb == RECORD
         if not rules.allow_on_outage:
             return False
@@ -149,11 +153,7 @@ class Outage:
             most = min(rules.outage_max(tier, record.feature, forced=forced) for tier in tiers)
             if self._spool.units(ask.user_id, record.feature) + record.amount > most:
                 return False
-        for record in ask.records:  # an amount that no price can be paid for is refused, as ever
-            rules.cost_spec(
-                record.feature, amount=record.amount, format=record.format, quality=record.quality
-            )
-        return True
+        return all(_payable(rules, tiers, record) for record in ask.records)
 
     def _tiers_of(self, user_id: UUID) -> Sequence[Tier]:
         """The tiers that the user may be on, by the limits of their last decision; else all.
@@ -254,6 +254,29 @@ class Outage:
 
 # What no further attempt changes.
 _FINAL = (KeyConflictError, UnknownUserError, InvalidValueError)
+
+
+def _payable(rules: Rules, tiers: Sequence[Tier], record: UsageRecord) -> bool:
+    """Whether the record can be paid for on each of *tiers*.
+
+    Raises:
+        InvalidValueError: it can on none.
+    """
+    refusals = []
+    for tier in tiers:
+        try:
+            rules.cost(
+                tier.name,
+                record.feature,
+                amount=record.amount,
+                format=record.format,
+                quality=record.quality,
+            )
+        except InvalidValueError as error:
+            refusals.append(error)
+    if len(refusals) == len(tiers):
+        raise refusals[0]
+    return not refusals
 
 
 class _Afterwards(Ask):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
 from quota.errors import InvalidValueError
-from quota.values import instant_ms, instant_of
+from quota.values import instant_ms, instant_of, parse_instant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,7 @@ __all__ = [
     "WINDOW_SECONDS_MAX",
     "Calendar",
     "Window",
+    "parse_anchor",
     "parse_cycle_months",
     "parse_per",
     "parse_timezone",
@@ -37,6 +38,10 @@ RENEWALS = ("day", "week", "month")  # how often a recurring grant is set back
 CALENDAR_PERIODS = ("hour", "day", "week", "month", "year", "cycle", "lifetime")
 WINDOW_SECONDS_MAX = 31_622_400  # a leap year
 CYCLE_MONTHS_MAX = 120  # ten years; nobody is billed less often
+ANCHOR_YEAR_MIN, ANCHOR_YEAR_MAX = (
+    1970,
+    2199,
+)  # a cycle that began or begins further away is a mistyped date
 YEAR_MIN, YEAR_MAX = 1000, 9000  # far from where `datetime` ends, so that no boundary overflows
 
 _SLOT_MS = 15 * 60 * 1000  # offsets are multiples of it today, so that a slot has one window
@@ -104,6 +109,18 @@ def parse_cycle_months(value: object) -> int:
     if type(value) is int and 1 <= value <= CYCLE_MONTHS_MAX:
         return value
     raise InvalidValueError("cycle_months", value, f"an integer from 1 to {CYCLE_MONTHS_MAX}")
+
+
+def parse_anchor(value: object) -> datetime:
+    """The instant that cycles and renewals are counted from."""
+    anchor = parse_instant(value, field="anchor")
+    if not ANCHOR_YEAR_MIN <= anchor.year <= ANCHOR_YEAR_MAX:
+        raise InvalidValueError(
+            "anchor",
+            anchor.isoformat(),
+            f"an instant in the years {ANCHOR_YEAR_MIN} to {ANCHOR_YEAR_MAX}",
+        )
+    return anchor
 
 
 def window_at(per: str, at_ms: int, calendar: Calendar) -> Window:

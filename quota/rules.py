@@ -204,7 +204,11 @@ class Rules:
     def cost(
         self, tier: str, feature: str, *, amount: int, format: str | None, quality: str | None
     ) -> int:
-        """Micro-credits that *amount* units cost a user of *tier*."""
+        """Micro-credits that *amount* units cost a user of *tier*.
+
+        Raises:
+            InvalidValueError: they are more than anyone can have.
+        """
         price = self.price_of(tier, feature)
         return cost_of(price, amount=amount, format=format, quality=quality)
 
@@ -213,17 +217,15 @@ class Rules:
     ) -> str:
         """The cost as the admit script takes it: for every tier, then `tier=` where one differs.
 
-        The caller need not know the user's tier, and a change of tier needs no second try.
+        The caller need not know the user's tier, and a change of tier needs no second try. Nothing
+        stands for more than anyone can have: the script refuses it to who is on such a tier, and to no one else.
         """
         asked = (feature, format, quality, amount)
         spec = self._costs.get(asked)
         if spec is None:
-            common = cost_of(
-                self.prices.get(feature), amount=amount, format=format, quality=quality
-            )
-            spec = str(common)
+            spec = _cost_text(self.prices.get(feature), amount, format, quality)
             own = [
-                f"{tier.name}={cost_of(tier.prices[feature], amount=amount, format=format, quality=quality)},"
+                f"{tier.name}={_cost_text(tier.prices[feature], amount, format, quality)},"
                 for tier in self.tiers.values()
                 if feature in tier.prices
             ]
@@ -260,6 +262,13 @@ class Rules:
 
 
 _COSTS_CACHED_MAX = 10_000  # feature x format x quality x amount seen lately; cleared when full
+
+
+def _cost_text(price: Price | None, amount: int, format: str | None, quality: str | None) -> str:
+    try:
+        return str(cost_of(price, amount=amount, format=format, quality=quality))
+    except InvalidValueError:
+        return ""
 
 
 def _unit_text(price: Price | None, format: str | None, quality: str | None) -> str:

@@ -21,6 +21,7 @@ from quota.errors import InvalidValueError
 __all__ = [
     "AHEAD_MS_MAX",
     "AMOUNT_MAX",
+    "GIVEN",
     "METADATA_BYTES_MAX",
     "MICRO",
     "MICRO_MAX",
@@ -36,10 +37,12 @@ __all__ = [
     "parse_amount",
     "parse_credits",
     "parse_feature",
+    "parse_given",
     "parse_instant",
     "parse_key",
     "parse_label",
     "parse_metadata",
+    "parse_units",
     "parse_user_id",
     "usage_record",
     "uuid7_time_ms",
@@ -167,6 +170,13 @@ def parse_amount(value: object) -> int:
     raise InvalidValueError("amount", value, f"an integer from 1 to {AMOUNT_MAX}")
 
 
+def parse_units(value: object) -> int:
+    """Units that a hold ends with; 0 is none."""
+    if type(value) is int and 0 <= value <= AMOUNT_MAX:
+        return value
+    raise InvalidValueError("amount", value, f"an integer from 0 to {AMOUNT_MAX}")
+
+
 def parse_key(value: object) -> str:
     """An idempotency key: 1 to 200 characters."""
     return _text_of(value, field="key")
@@ -281,6 +291,14 @@ def parse_credits(value: object, *, field: str = "credits") -> int:
     )
 
 
+def parse_given(value: object) -> int:
+    """Micro-credits of a grant: more than none."""
+    micro = parse_credits(value, field="amount")
+    if micro == 0:
+        raise InvalidValueError("amount", value, GIVEN)
+    return micro
+
+
 def exact_decimal(value: object, *, whole_max: int, places_max: int) -> Decimal | None:
     """*value* as a non-negative `Decimal` within so many digits, or None if it is not one.
 
@@ -337,6 +355,9 @@ def parse_instant(value: object, *, field: str) -> datetime:
     raise InvalidValueError(
         field, value, "an instant with its offset, such as '2024-01-31T10:00:00Z'"
     )
+
+
+GIVEN = f"credits above 0, up to {credits_of(MICRO_MAX)}"
 
 
 def instant_ms(instant: datetime) -> int:

@@ -25,7 +25,6 @@ from quota.decision import (
     Decision,
     LimitState,
 )
-from quota.errors import InvalidValueError
 from quota.hold import Settlement
 from quota.rules import per_name
 
@@ -40,6 +39,7 @@ __all__ = [
     "CHECK",
     "CONFLICT",
     "CONSUME",
+    "END",
     "FULL",
     "INVALID",
     "LATE",
@@ -103,16 +103,10 @@ class Ask:
         return self.word
 
     def cost_by(self, record: UsageRecord, rules: Rules) -> str:
-        """What a line costs, for every tier; nothing where it is more than can be paid.
-
-        Then the script refuses this record and decides its neighbours.
-        """
-        try:
-            return rules.cost_spec(
-                record.feature, amount=record.amount, format=record.format, quality=record.quality
-            )
-        except InvalidValueError:
-            return ""
+        """What a line costs, for every tier; where nobody can pay it, the script refuses this record alone."""
+        return rules.cost_spec(
+            record.feature, amount=record.amount, format=record.format, quality=record.quality
+        )
 
 
 class Reserving(Ask):

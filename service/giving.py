@@ -15,6 +15,8 @@ from service.users import find_user, mark_stale, provision_user
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from sqlmodel.ext.asyncio.session import AsyncSession
+
     from models import CreditGrant
     from quota.rules import Rules
     from quota.values import User
@@ -29,7 +31,8 @@ async def give_grant(
     """Give *user* credits at *at* (None: PostgreSQL's now); *fields* as of `service.grants.add_grant`.
 
     A grant may begin in the past, as of when it should have been given. What was used up to *at* is
-    paid by then, whether it was applied or waited in the log, and stays paid as it was.
+    paid by then, whether it was applied or waited in the log, and stays paid as it was. If it is active at
+    *at*, it repays overage there and then.
 
     Raises:
         InvalidValueError: a value was refused, or the name belongs to another grant; nothing changed.
@@ -43,15 +46,23 @@ async def give_grant(
             await provision_user(session, user, rules, at=given_at)
             await find_user(session, user, lock=True)
             # What happened by itself up to now did so without this grant.
-            connection = await driver_of(session)
-            stored = await load_account(connection, user.id, rules, at_ms=instant_ms(given_at))
-            await store_account(connection, stored)
+            await _walk_stored(session, user, rules, at=given_at)
             grant = await add_grant(session, user, rules, at=given_at, **fields)
             mark_stale(session, user)  # of a repeat too: the account may have moved
             await session.flush()
+            # What it repays is written now: who looks when it is over finds it done.
+            await _walk_stored(session, user, rules, at=given_at)
             await confirm()
         await drop_quietly(stores, user)
     return grant
+
+
+async def _walk_stored(session: AsyncSession, user: User, rules: Rules, *, at: datetime) -> None:
+    """Write down what happened by itself to the user's credits up to *at*."""
+    connection = await driver_of(session)
+    await store_account(
+        connection, await load_account(connection, user.id, rules, at_ms=instant_ms(at))
+    )
 
 
 async def _now(stores: Stores) -> datetime:

@@ -16,7 +16,7 @@ from quota.allowance import ALLOWANCE_NAME
 from quota.burndown import KINDS
 from quota.errors import InvalidValueError
 from quota.period import RENEWALS
-from quota.values import MICRO_MAX, credits_of, instant_ms, new_key, parse_key
+from quota.values import GIVEN, MICRO_MAX, credits_of, instant_ms, new_key, parse_key
 from service.accounts import stored_grant
 from service.instants import check_instant
 from service.users import find_user, mark_stale, provision_user
@@ -90,8 +90,7 @@ async def add_grant(
         if there is not None:
             return _same_or_refused(there, grant, effective_at)
     session.add(grant)
-    if amount_micro:
-        session.add(_entry(grant))
+    session.add(_entry(grant))
     mark_stale(session, user)
     return grant
 
@@ -149,6 +148,8 @@ def _entry(grant: CreditGrant) -> CreditEntry:
 
 
 def _check_amounts(amount: int, least: int, most: int) -> None:
+    if amount == 0:
+        raise InvalidValueError("amount", amount, GIVEN)
     for field, micro in (("amount", amount), ("min_rollover", least), ("max_rollover", most)):
         if type(micro) is not int or not 0 <= micro <= MICRO_MAX:
             raise InvalidValueError(field, micro, f"micro-credits from 0 to {MICRO_MAX}")

@@ -79,9 +79,11 @@ class DatabaseLoader:
         self._indexes: dict[str, LogIndex] = {}  # of each shard, by its log
         self._rules_read: Rules | None = None
 
-    async def load(self, keys: Keys, user: User, *, now_ms: int, late: bool = False) -> bool:
+    async def load(
+        self, keys: Keys, user: User, *, now_ms: int, late: bool = False, make: bool = True
+    ) -> bool:
         """Bring *user* into Redis; False: there is no such user. See `quota.loading.Loader`."""
-        return await self._groups.join(keys, user, now_ms=now_ms, late=late)
+        return await self._groups.join(keys, user, now_ms=now_ms, late=late, make=make)
 
     async def load_shard(self, keys: Keys, shard: ShardKeys) -> None:
         """Bring the shard's epoch and rules into Redis."""
@@ -154,8 +156,9 @@ class DatabaseLoader:
         *,
         now_ms: int,
         late: bool = False,
+        make: bool = True,
     ) -> list[User]:
-        """Bring *users* of one shard into Redis; return those that do not exist.
+        """Bring *users* of one shard into Redis; return those that do not exist, and are not to be made.
 
         A user that somebody else is loading, or that stands still for a change, is left to them.
         """
@@ -171,7 +174,8 @@ class DatabaseLoader:
                 return []  # others are at it
             at_ms = now_ms or await _server_ms(self._redis)
             asked = Late(at_ms, self._late_ms) if late else None
-            standings = await self._standings(shard, mine, at_ms=at_ms, asked=asked)
+            make = make and self._auto_provision
+            standings = await self._standings(shard, mine, at_ms=at_ms, asked=asked, make=make)
             names = {user.id: user.text for user in mine}
             loaded = [
                 Loaded(one, names.pop(one.user_id), int(epoch), at_ms, asked) for one in standings
@@ -190,10 +194,17 @@ class DatabaseLoader:
             await caller.close()
 
     async def _load_told(
-        self, keys: Keys, shard: ShardKeys, users: Sequence[User], *, now_ms: int, late: bool
+        self,
+        keys: Keys,
+        shard: ShardKeys,
+        users: Sequence[User],
+        *,
+        now_ms: int,
+        late: bool,
+        make: bool,
     ) -> list[User]:
         with _outages_told():
-            return await self.load_users(keys, shard, users, now_ms=now_ms, late=late)
+            return await self.load_users(keys, shard, users, now_ms=now_ms, late=late, make=make)
 
     async def _rules(self) -> Rules:
         rules = await stored_rules(self._database)
@@ -215,12 +226,18 @@ class DatabaseLoader:
         return index
 
     async def _standings(
-        self, shard: ShardKeys, users: Sequence[User], *, at_ms: int, asked: Late | None
+        self,
+        shard: ShardKeys,
+        users: Sequence[User],
+        *,
+        at_ms: int,
+        asked: Late | None,
+        make: bool,
     ) -> list[Standing]:
         index, ids = self._index_of(shard), [user.id for user in users]
         snapshot = await take_snapshot(self._database, index, shard, ids, late=asked)
         rules = await self._rules_of(snapshot)
-        if self._auto_provision and len(snapshot.found) < len({*ids}):
+        if make and len(snapshot.found) < len({*ids}):
             there = {one.row["id"] for one in snapshot.found}
             await self._provision([user for user in users if user.id not in there], rules, at_ms)
             snapshot = await take_snapshot(self._database, index, shard, ids, late=asked)

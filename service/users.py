@@ -9,12 +9,11 @@ from sqlmodel import col, func, select
 
 from models import StaleRollup, StaleUser, User
 from quota.errors import InvalidValueError, UnknownUserError
-from quota.period import parse_cycle_months, parse_timezone
+from quota.period import parse_anchor, parse_cycle_months, parse_timezone
 from quota.values import instant_ms
 from service.accounts import load_account, store_account
 from service.changes import LATE_GRACE_MS
 from service.database import driver_of
-from service.instants import check_instant
 from service.recount import hold_shard_of, recount_user
 from service.stretches import change_stretch
 
@@ -129,7 +128,7 @@ def _checked(rules: Rules, asked: dict[str, Any]) -> dict[str, Any]:
     if "timezone" in changes:
         parse_timezone(changes["timezone"])
     if "anchor" in changes:
-        check_instant(changes["anchor"], field="anchor")
+        parse_anchor(changes["anchor"])
     if "cycle_months" in changes:
         parse_cycle_months(changes["cycle_months"])
     return changes

@@ -60,6 +60,7 @@ class _Request(msgspec.Struct):
     users: list[str] = []
     now_ms: int = 0
     late: bool = False
+    make: bool = True
     refund: _Refund | None = None
     explain: _Explain | None = None
     ended: _Ended | None = None
@@ -188,7 +189,12 @@ class LoadServer:
             await self._loader.load_shard(self._keys, shard)
             return {"unknown": []}
         unknown = await self._loader.load_users(
-            self._keys, shard, users, now_ms=request.now_ms, late=request.late
+            self._keys,
+            shard,
+            users,
+            now_ms=request.now_ms,
+            late=request.late,
+            make=request.make,
         )
         self._metrics.loads.inc(len(users) - len(unknown))
         return {"unknown": [user.text for user in unknown]}

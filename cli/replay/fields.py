@@ -17,6 +17,7 @@ from quota.values import (
     parse_amount,
     parse_credits,
     parse_feature,
+    parse_given,
     parse_instant,
     parse_key,
     parse_metadata,
@@ -48,10 +49,11 @@ NOTHING = _Nothing()
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """The fields of one verb, and those it can not do without."""
+    """The fields of one verb, those it can not do without, and whether it is about a user."""
 
     fields: Mapping[str, Check]
     required: frozenset[str] = frozenset()
+    of_user: bool = True
 
 
 def _integer(found: object, *, least: int, most: int) -> int:
@@ -131,7 +133,7 @@ VERBS: Mapping[str, Verb] = {
     "grant": Verb(
         {
             "id": parse_key,
-            "amount": _credits,
+            "amount": parse_given,
             "priority": partial(_integer, least=0, most=PRIORITY_MAX),
             "kind": partial(_one_of, words=KINDS),
             "effective_at": _instant,
@@ -149,7 +151,7 @@ VERBS: Mapping[str, Verb] = {
     "usage": Verb({"feature": parse_feature}, _feature),
     "alerts": Verb({}),
     "lifetime": Verb({}),
-    "flush_redis": Verb({}),
+    "flush_redis": Verb({}, of_user=False),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from cli.replay.fields import NOTHING, VERBS, Check, check_together
 from quota.errors import InvalidValueError
-from quota.period import parse_cycle_months, parse_timezone
+from quota.period import parse_anchor, parse_cycle_months, parse_timezone
 from quota.rules import Rules
 from quota.values import instant_ms, parse_instant, parse_user_id
 
@@ -199,7 +199,7 @@ def _member(name: str, entry: object, rules: Rules, first_at: datetime) -> Membe
         _checked(parse_timezone, timezone, place=f"{place}.timezone")
     if "cycle_months" in table:
         _checked(parse_cycle_months, months, place=f"{place}.cycle_months")
-    anchor = _instant(table["anchor"], place=f"{place}.anchor") if "anchor" in table else first_at
+    anchor = _checked(parse_anchor, table.get("anchor", first_at), place=f"{place}.anchor")
     return Member(tier, timezone, anchor, months)
 
 
@@ -246,7 +246,7 @@ def _step(entry: object, index: int, users: Mapping[str, Member], *, before: dat
 
 
 def _user(table: Mapping[str, Any], place: str, users: Mapping[str, Member]) -> str:
-    if "user" not in table and len(users) == 1:
+    if "user" not in table and (len(users) == 1 or not VERBS[table["do"]].of_user):
         return next(iter(users))
     user = table.get("user", NOTHING)
     if not isinstance(user, str) or user not in users:

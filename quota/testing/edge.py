@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from quota.calls import refuse_amount_beside
 from quota.errors import InvalidValueError
-from quota.values import parse_amount, parse_key, usage_record
+from quota.values import parse_key, usage_record
 
 if TYPE_CHECKING:
     from quota.values import UsageRecord
 
-__all__ = ["parse_refund_id", "parse_units", "usage_records"]
+__all__ = ["parse_refund_id", "usage_records"]
 
 _FEATURES_MAX = 100  # in one record, as the client has it
 
@@ -21,6 +22,7 @@ def usage_records(
     """The lines of one record, sorted, so that one payload is one however it is spelled."""
     if not isinstance(feature, dict):
         return [usage_record(user_id, feature, amount, now_ms=now_ms, **payload)]
+    refuse_amount_beside(amount)
     if not 1 <= len(feature) <= _FEATURES_MAX:
         expected = f"1 to {_FEATURES_MAX} features and their amounts"
         raise InvalidValueError("features", feature, expected)
@@ -38,8 +40,3 @@ def parse_refund_id(found: object) -> str:
         return parse_key(found)
     except InvalidValueError as error:
         raise InvalidValueError("refund_id", found, error.expected) from None
-
-
-def parse_units(amount: object) -> int:
-    """Units that a hold ends with; 0 is none."""
-    return 0 if type(amount) is int and amount == 0 else parse_amount(amount)

@@ -12,6 +12,7 @@ from quota.errors import InvalidValueError, UnknownGrantError, UnknownUserError
 from quota.period import (
     RENEWALS,
     Calendar,
+    parse_anchor,
     parse_cycle_months,
     parse_timezone,
 )
@@ -22,6 +23,7 @@ from quota.values import (
     instant_ms,
     instant_text,
     parse_credits,
+    parse_given,
     parse_instant,
     parse_key,
     parse_user_id,
@@ -109,7 +111,7 @@ class Installation:
             raise InvalidValueError("tier", tier, f"one of the tiers: {names}")
         zone = None if timezone is None else parse_timezone(timezone)
         months = None if cycle_months is None else parse_cycle_months(cycle_months)
-        anchor_ms = None if anchor is None else _ms(anchor, "anchor")
+        anchor_ms = None if anchor is None else instant_ms(parse_anchor(anchor))
         there = self._members.get(user.id)
         before = Calendar("UTC", now_ms, 1) if there is None else there.calendar
         calendar = Calendar(
@@ -147,7 +149,7 @@ class Installation:
             InvalidValueError: a value was refused, or the id is another grant's; nothing changed.
         """
         user, now_ms = parse_user_id(user_id), self._now_ms(now)
-        micro = parse_credits(amount, field="amount")
+        micro = parse_given(amount)
         grant = Grant(
             id=uuid4(),
             amount=micro,
@@ -200,6 +202,7 @@ class Installation:
         """
         now_ms = self._now_ms(now)
         member = self._stored_member(parse_user_id(user_id))
+        member.end_holds(now_ms)
         member.advance(now_ms - 1)  # what begins or recurs at this very instant does so after it
         moves = member.account.reset(at_ms=now_ms, preserve_overage=preserve_overage)
         member.ledger.moved(moves)

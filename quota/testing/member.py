@@ -102,6 +102,11 @@ class Member:
 
     def advance(self, at_ms: int) -> None:
         """Walk to *at_ms*: holds end and credits change at their own instants, in order."""
+        self.end_holds(at_ms)
+        self.ledger.moved(self.account.advance(at_ms))
+
+    def end_holds(self, at_ms: int) -> None:
+        """Walk to the last of the holds that are over by *at_ms*, and let each end at its own instant."""
         due = sorted(
             (given.hold.expires_at_ms, key)
             for key, given in self.answers.items()
@@ -112,7 +117,6 @@ class Member:
         for expires_at_ms, key in due:
             self.ledger.moved(self.account.advance(expires_at_ms))
             self.give_up(self.answers[key], EXPIRED)
-        self.ledger.moved(self.account.advance(at_ms))
 
     def given(self, records: list[UsageRecord], *, ttl_ms: int | None = None) -> Given | None:
         """What was answered to this key before; None when it is new.
@@ -142,13 +146,7 @@ class Member:
         *cost*: where it is not that of the price now, as for what a commit has more than its hold.
         """
         if cost is None:
-            cost = self.rules.cost(
-                self.tier,
-                record.feature,
-                amount=record.amount,
-                format=record.format,
-                quality=record.quality,
-            )
+            cost = self.cost_of(record)
         limits = self._limits_of(record.feature)
         net = self.account.net(at_ms=now_ms)
         if limits is None and not forced:
@@ -177,6 +175,16 @@ class Member:
             now_ms=now_ms,
             take=take,
             forced=forced,
+        )
+
+    def cost_of(self, record: UsageRecord) -> int:
+        """Micro-credits that *record* costs on the user's tier; `InvalidValueError` where nobody can pay it."""
+        return self.rules.cost(
+            self.tier,
+            record.feature,
+            amount=record.amount,
+            format=record.format,
+            quality=record.quality,
         )
 
     def consume(self, record: UsageRecord, *, now_ms: int) -> Decision:

@@ -16,7 +16,7 @@ from quota.errors import (
 from quota.explain import explained
 from quota.hold import TTL_SECONDS_DEFAULT, Hold, Reservation, Settlement, parse_ttl
 from quota.receipt import Receipt
-from quota.testing.edge import parse_refund_id, parse_units, usage_records
+from quota.testing.edge import parse_refund_id, usage_records
 from quota.testing.given import COMMITTED, OPEN, RELEASED
 from quota.testing.installation import Installation
 from quota.testing.refunds import refunded, repeated
@@ -26,6 +26,7 @@ from quota.values import (
     parse_amount,
     parse_feature,
     parse_key,
+    parse_units,
     parse_user_id,
     usage_record,
 )
@@ -62,6 +63,11 @@ class InMemoryQuota(Installation):
     async def close(self) -> None:
         """Nothing: there is nothing to give back."""
 
+    @property
+    def unrecorded(self) -> int:
+        """As `Quota.unrecorded`; never any."""
+        return 0
+
     async def consume(
         self,
         user_id: object,
@@ -92,7 +98,6 @@ class InMemoryQuota(Installation):
         member = self._member(record.user, now_ms)
         if member is None:
             return _unknown(record, now_ms)
-        self._refuse_what_no_one_can_pay(record)
         return member.decide(record, now_ms=now_ms, take=False)
 
     async def consume_many(
@@ -129,8 +134,8 @@ class InMemoryQuota(Installation):
         if given is not None:
             lines = tuple(replace(line, now_ms=now_ms, replayed=True) for line in given.decisions)
             return Receipt(len(lines), True, records[0].key, lines)
-        for record in records:
-            self._refuse_what_no_one_can_pay(record)
+        for record in records:  # what nobody can pay for is told before any other reason
+            member.cost_of(record)
         decisions = member.record(records, now_ms=now_ms)
         if decisions is None:
             expected = f"an amount that keeps the count below {AMOUNT_MAX}"
@@ -206,10 +211,16 @@ class InMemoryQuota(Installation):
             member.refunds[name] = refund
         return refund
 
+    async def roll(self, user_id: object, *, now: datetime | None = None) -> None:
+        """As `Quota.roll`."""
+        now_ms = self._now_ms(now)
+        self._stored_member(parse_user_id(user_id)).advance(now_ms)
+
     async def balance(self, user_id: object, *, now: datetime | None = None) -> Balance:
         """As `Quota.balance`."""
         now_ms = self._now_ms(now)
-        member = self._known_member(parse_user_id(user_id), now_ms)
+        member = self._stored_member(parse_user_id(user_id))
+        member.advance(now_ms)
         return Seen(member, now_ms).balance()
 
     async def explain(
@@ -217,7 +228,8 @@ class InMemoryQuota(Installation):
     ) -> Explanation:
         """As `Quota.explain`; with nothing stored beside what decides, nothing is compared."""
         now_ms, name = self._now_ms(now), parse_feature(feature)
-        member = self._known_member(parse_user_id(user_id), now_ms)
+        member = self._stored_member(parse_user_id(user_id))
+        member.advance(now_ms)
         return explained(Seen(member, now_ms), self._rules, None, name)
 
     def _consume(self, record: UsageRecord, now_ms: int) -> Decision:
@@ -227,7 +239,6 @@ class InMemoryQuota(Installation):
         given = member.given([record])
         if given is not None:
             return replace(given.decisions[0], now_ms=now_ms, replayed=True)
-        self._refuse_what_no_one_can_pay(record)
         return member.consume(record, now_ms=now_ms)
 
     async def _reserve(
@@ -254,12 +265,12 @@ class InMemoryQuota(Installation):
         given = member.given([record], ttl_ms=ttl_ms)
         if given is not None:
             return replace(given.decisions[0], now_ms=now_ms, replayed=True)
-        self._refuse_what_no_one_can_pay(record)
         return member.reserve(record, ttl_ms=ttl_ms, now_ms=now_ms)
 
     def _held(self, user_id: object, hold_id: object, now_ms: int) -> tuple[Member, Given, Held]:
         key = parse_key(hold_id)
-        member = self._known_member(parse_user_id(user_id), now_ms)
+        member = self._stored_member(parse_user_id(user_id))
+        member.advance(now_ms)
         given = member.answers.get(key)
         if given is None or given.hold is None:
             raise UnknownHoldError(key)
@@ -276,12 +287,6 @@ class InMemoryQuota(Installation):
             expected = f"a user: several have used the key {key!r:.80}"
             raise InvalidValueError("user_id", None, expected)
         return found[0]
-
-    def _refuse_what_no_one_can_pay(self, record: UsageRecord) -> None:
-        """As the client does, which sends the cost for every tier."""
-        self._rules.cost_spec(
-            record.feature, amount=record.amount, format=record.format, quality=record.quality
-        )
 
 
 def _settlement(

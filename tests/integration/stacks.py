@@ -21,13 +21,12 @@ from quota.receipt import Receipt
 from quota.refund import Refund
 from quota.rules import Rules
 from quota.testing import InMemoryQuota
-from quota.values import instant_ms, parse_credits, parse_instant, parse_user_id
+from quota.values import instant_ms, instant_of, parse_credits, parse_instant, parse_user_id
 from service.changes import Stores
 from service.credits import reset_credits, void_grant
 from service.database import statement
-from service.grants import add_grant
+from service.giving import give_grant
 from service.moves import move_user
-from service.staleness import drop_stale_users
 from service.tiers import apply_rules, publish
 from worker.deps import Deps
 from worker.holds import expire_holds
@@ -45,7 +44,7 @@ class Real:
     @property
     def stores(self) -> Stores:
         deps = self.deps
-        return Stores(deps.database, deps.redis, deps.keys, settle=self.apply)
+        return Stores(deps.database, deps.redis, deps.keys, settle=self.apply, roll=deps.quota.roll)
 
     async def apply(self) -> None:
         """Apply all that was admitted."""
@@ -103,7 +102,6 @@ class Real:
         return await self.deps.quota.explain(user, feature, now=now)
 
     async def grant(self, user: str, *, now: datetime, **call: Any) -> Answer:
-        await self.apply()  # or a grant that begins earlier would pay for what waits in the log
         fields: dict[str, Any] = {
             name: call.pop(name) for name in ("priority", "kind", "every") if name in call
         }
@@ -112,29 +110,21 @@ class Real:
         for name in ("effective_at", "expires_at"):
             found = call.pop(name, None)
             fields[name] = None if found is None else parse_instant(found, field=name)
-        async with self.deps.database.session() as session:
-            await add_grant(
-                session, parse_user_id(user), self.rules, at=now, name=call.pop("id"), **fields
-            )
-        await drop_stale_users(
-            self.deps.database, self.deps.redis, self.deps.keys, user_id=parse_user_id(user).id
-        )
+        found = parse_user_id(user)
+        await give_grant(self.stores, found, self.rules, at=now, name=call.pop("id"), **fields)
         assert not call
 
     async def void(self, user: str, *, now: datetime, id: str) -> int:
-        await self.roll(user, now)
         void = await void_grant(self.stores, parse_user_id(user), self.rules, id, at=now)
         return void.voided
 
     async def reset(self, user: str, *, now: datetime, preserve_overage: bool) -> None:
-        await self.roll(user, now - timedelta(milliseconds=1))
         found = parse_user_id(user)
         await reset_credits(
             self.stores, found, self.rules, preserve_overage=preserve_overage, at=now
         )
 
     async def set_user(self, user: str, *, now: datetime, **changes: Any) -> None:
-        await self.roll(user, now)
         await move_user(self.stores, parse_user_id(user), self.rules, at=now, **changes)
 
     async def apply_tiers(self, user: str, *, now: datetime, document: dict[str, Any]) -> None:  # noqa: ARG002
@@ -155,6 +145,23 @@ class Memory:
 
     def __init__(self, quota: InMemoryQuota) -> None:
         self.quota = quota
+
+    def next_change(self, user: str, after: datetime) -> datetime:
+        """The next instant at which something of the user changes by itself; *after* itself if nothing does."""
+        member, after_ms = self.quota._members[parse_user_id(user).id], instant_ms(after)
+        holds = [given.hold for given in member.answers.values() if given.hold is not None]
+        changes = [
+            member.account.valid_until_ms(at_ms=after_ms),
+            *(hold.expires_at_ms for hold in holds if hold.status == "open"),
+        ]
+        return instant_of(min((ms for ms in changes if ms and ms > after_ms), default=after_ms))
+
+    def came_to_nothing(self, user: str, key: str, at: datetime) -> bool:
+        """Whether the hold *key* was released, or has expired by *at*."""
+        hold = self.quota._members[parse_user_id(user).id].answers[key].hold
+        assert hold is not None
+        is_over = hold.status == "open" and hold.expires_at_ms <= instant_ms(at)
+        return is_over or hold.status in ("released", "expired")
 
     async def consume(self, user: str, *, now: datetime, **call: Any) -> Decision:
         return await self.quota.consume(user, now=now, **call)

@@ -63,11 +63,14 @@ late = st.sampled_from([None, None, None, -4, 5, 70, 26 * 60, 40 * 24 * 60])  # 
 
 
 def call(verb: str, **fields: Any) -> st.SearchStrategy[dict[str, Any]]:
-    """A step: the verb, the minutes that pass before it, what happens before it, and its fields."""
+    """A step: the verb, the minutes that pass before it, what happens before it, and its fields.
+
+    No minutes: it is taken at the very instant at which the next thing happens by itself.
+    """
     return st.fixed_dictionaries(
         {
             "verb": st.just(verb),
-            "minutes": st.sampled_from([0, 0, 0, 1, 29, 60, 24 * 60, 40 * 24 * 60]),
+            "minutes": st.sampled_from([0, 0, 0, 1, 29, 60, 24 * 60, 40 * 24 * 60, None]),
             "before": st.sampled_from(
                 ["nothing", "nothing", "nothing", "apply", "forget", "expire"]
             ),

@@ -53,7 +53,9 @@ class Run:
 
     async def take(self, number: int, one: dict[str, Any]) -> None:
         # A millisecond each: of two grants made at once, which one pays is a matter of random ids.
-        self.now += timedelta(minutes=one["minutes"], milliseconds=1)
+        self.now += timedelta(minutes=one["minutes"] or 0, milliseconds=1)
+        if one["minutes"] is None:
+            self.now = self.memory.next_change(self.user, self.now)
         await self._meanwhile(one["before"])
         fields = asked(one, number, self.now)
         await self._both(one["verb"], **fields)

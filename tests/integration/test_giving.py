@@ -18,6 +18,7 @@ from service.changes import Stores
 from service.giving import give_grant
 from service.still import standing_still
 from service.tiers import stored_rules
+from service.verify import Verifier
 from worker.deps import Deps
 
 USER = parse_user_id("user-1")
@@ -78,7 +79,7 @@ async def test_a_grant_of_the_past_does_not_pay_overage_that_others_paid_since(
     await apply_tiers(deps, TIERS)
     memory = InMemoryQuota(TIERS)
     await memory.set_user("user-1", anchor=START, now=START)
-    await give(deps, 0, at=START)
+    await deps.quota.record("user-1", "nothing", 1, now=START)
     quotas: list[Any] = [deps.quota, memory]
     for quota in quotas:
         await quota.consume("user-1", "image", 30, now=hours(1))
@@ -92,6 +93,28 @@ async def test_a_grant_of_the_past_does_not_pay_overage_that_others_paid_since(
 
     for quota in quotas:
         assert await credits_at(quota, hours(31)) == (10, 0)
+
+
+async def test_what_a_grant_repays_is_stored_with_it(deps: Deps, apply_tiers: Any):
+    await apply_tiers(deps, TIERS)
+    await deps.quota.consume("user-1", "image", 30, now=hours(1))
+
+    await give(deps, 4, at=hours(2), expires_at=hours(3))
+
+    async with deps.database.connection() as connection:
+        left = await connection.fetchval("SELECT left_micro FROM credit_grants WHERE name = 'g'")
+        repaid = await connection.fetchval(
+            "SELECT amount_micro FROM credit_entries WHERE kind = 'repaid' AND created_at = $1",
+            hours(2),
+        )
+    assert (left, repaid) == (0, 4 * MICRO)
+    assert await credits_at(deps.quota, hours(4)) == (0, 6)
+    rules = await stored_rules(deps.database)
+    assert rules is not None
+    verifier = Verifier(
+        deps.database, rules, shards=deps.settings.shards, grace_ms=0, fix=False, at=hours(4)
+    )
+    assert (await verifier.run()).findings == []
 
 
 async def test_a_repeat_gives_nothing_more_and_a_user_is_made(deps: Deps):

@@ -45,10 +45,11 @@ async def test_a_grant_has_an_entry_from_the_start(deps: Deps):
     assert (row["created_at"], row["effective_at"]) == (START, START)
 
 
-async def test_a_grant_of_nothing_has_no_entry(deps: Deps):
-    await give(deps, amount_micro=0)
+async def test_a_grant_of_nothing_is_refused(deps: Deps):
+    with pytest.raises(InvalidValueError, match="credits above 0") as refused:
+        await give(deps, amount_micro=0)
 
-    assert await rows(deps, "credit_entries") == []
+    assert refused.value.field == "amount"
 
 
 async def test_a_repeat_under_the_same_name_gives_nothing_more(deps: Deps):

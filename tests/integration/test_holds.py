@@ -200,6 +200,8 @@ async def test_a_hold_is_not_for_what_occurred(deps: Deps):
 
 @pytest.mark.parametrize("verb", ["commit", "release"])
 async def test_a_hold_that_nobody_made_is_unknown(deps: Deps, verb: str):
+    await deps.quota.record("u", "tokens", 1, now=NOON)
+
     with pytest.raises(UnknownHoldError) as raised:
         await getattr(deps.quota, verb)("u", "nothing", now=NOON)
 

@@ -117,8 +117,9 @@ _NEGATIVE = """
 """
 RULES = (
     "consume", "consume_late", "record", "reserve", "commit", "release", "repeat",
-    "repeat_what_redis_lost", "refund", "grant", "void", "reset", "set_user", "change_limits", "change_allowances",
-    "pass_time", "work", "expire", "forget", "lose_redis", "balance", "explain",
+    "repeat_what_redis_lost", "refund", "grant", "grant_between_overage_and_a_pause", "void", "reset",
+    "set_user", "change_limits", "change_allowances",
+    "pass_time", "pass_time_to_the_next_change", "work", "expire", "forget", "lose_redis", "balance", "explain",
 )  # fmt: skip
 
 
@@ -220,10 +221,15 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.lost)
     @rule(place=places)
     def repeat_what_redis_lost(self, place: int) -> None:
-        """It is decided anew; PostgreSQL knows it, and what Redis counted again is mended."""
+        """It is decided anew; PostgreSQL knows it, and what Redis counted again is mended.
+
+        All but a reserve that came to nothing: its key may be used again, which is not so in memory.
+        """
         self.fired["repeat_what_redis_lost"] += 1
         verb, call = self.lost[place % len(self.lost)]
         self.now += timedelta(milliseconds=1)
+        if verb == "reserve" and self.memory.came_to_nothing(self.user, call["key"], self.now):
+            return
         self.do(answer(lambda: getattr(self.real, verb)(self.user, now=self.now, **call)))
         self.do(self.real.apply())
         self.both("balance")
@@ -251,6 +257,18 @@ class Machine(RuleBasedStateMachine):
         call["expires_at"] = None if lasts is None else begins + timedelta(minutes=lasts)
         if self.both("grant", **call) is None:
             self.grants.append(call["id"])
+
+    @rule(amount=amounts, lasts=st.sampled_from([1, 30]))
+    def grant_between_overage_and_a_pause(self, amount: int, lasts: int) -> None:
+        """What it repays stays repaid when it is over, though nobody has looked in between."""
+        self.fired["grant_between_overage_and_a_pause"] += 1
+        self.counted("record", feature={"a": amount, "b": amount})
+        self.do(self.real.apply())
+        name, expires_at = f"g{len(self.grants)}", self.now + timedelta(minutes=lasts)
+        self.both("grant", id=name, amount="3", expires_at=expires_at)
+        self.grants.append(name)
+        self.now += timedelta(minutes=31)
+        self.both("balance")
 
     @precondition(lambda self: self.grants)
     @rule(place=places)
@@ -282,6 +300,13 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, minutes: int) -> None:
         self.fired["pass_time"] += 1
         self.now += timedelta(minutes=minutes)
+
+    @rule()
+    def pass_time_to_the_next_change(self) -> None:
+        """What is asked next is asked at the very instant at which a hold ends, or a grant begins, recurs or ends."""
+        self.fired["pass_time_to_the_next_change"] += 1
+        self.now = self.memory.next_change(self.user, self.now + timedelta(milliseconds=1))
+        self.now -= timedelta(milliseconds=1)
 
     @rule()
     def work(self) -> None:

@@ -9,15 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from quota import InvalidValueError, Quota, QuotaUnavailableError, UnknownKeyError, UnknownUserError
+from quota import (
+    Decision,
+    InvalidValueError,
+    Quota,
+    QuotaUnavailableError,
+    UnknownKeyError,
+    UnknownUserError,
+)
 from quota.loading import RequestLoader
+from quota.testing import InMemoryQuota
 from quota.values import parse_user_id
 from service.database import Database
 from service.loading import DatabaseLoader
 from worker.load_server import LoadServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from worker.deps import Deps
 
@@ -88,6 +96,41 @@ async def test_an_explanation_has_what_a_worker_says_and_is_given_without_one(de
     ]  # fmt: skip
     assert (without.entries, without.compared) == (None, None)
     assert without.limits == explained.limits
+
+
+async def test_who_only_looks_makes_no_user(deps: Deps) -> None:
+    looks: list[Callable[[Quota], Awaitable[object]]] = [
+        lambda quota: quota.balance("nobody"),
+        lambda quota: quota.explain("nobody", "event"),
+        lambda quota: quota.commit("nobody", "hold"),
+        lambda quota: quota.release("nobody", "hold"),
+        lambda quota: quota.roll("nobody"),
+    ]
+
+    async with served(deps) as quota:
+        memory: Any = InMemoryQuota({"default_tier": "free", "tiers": {"free": {}}})
+        for asked in (quota, deps.quota, memory):
+            for look in looks:
+                with pytest.raises(UnknownUserError, match="nobody"):
+                    await look(asked)
+        async with deps.database.connection() as connection:
+            assert await connection.fetchval("SELECT count(*) FROM users") == 0
+        # One who uses is made, also by a look and a use at once.
+        answers = await asyncio.gather(
+            quota.balance("user-1"), quota.check("user-1", "event"), return_exceptions=True
+        )
+
+    assert isinstance(answers[1], Decision)
+    assert answers[1]
+
+
+async def test_a_load_of_an_older_client_makes_the_user(deps: Deps) -> None:
+    request = {"reply": "x", "shard": deps.keys.shard_of(USER.id).index, "users": ["user-1"]}
+    async with served(deps):
+        await deps.redis.lpush(deps.keys.loads, json.dumps({**request, "now_ms": 0}))
+        answer = await deps.redis.blpop(["x"], timeout=10)
+
+    assert json.loads(answer[1]) == {"unknown": []}
 
 
 async def test_drift_is_seen(deps: Deps) -> None:

@@ -118,7 +118,7 @@ class Day:
         begins = self.now + timedelta(minutes=self.random.choice([0, 60]))
         lasts = self.random.choice([None, 90, 2_000])
         await self.ask(
-            "grant", user, id=name, amount=self.random.choice(["0", "3", "40.333333"]),
+            "grant", user, id=name, amount=self.random.choice(["0.5", "3", "40.333333"]),
             priority=self.random.randint(0, 2), every=self.random.choice([None, None, "day"]),
             effective_at=begins, max_rollover=self.random.choice(["0", "25"]),
             expires_at=None if lasts is None else begins + timedelta(minutes=lasts),

@@ -147,6 +147,7 @@ async def test_a_refusal_that_did_not_come_is_told(stage: Stage):
         {"do": "consume", "feature": "event", "key": ""},
         {"do": "consume", "feature": "event", "occurred_at": "2024-01-01T00:06:00Z"},
         {"do": "grant", "id": "g", "amount": "-1"},
+        {"do": "grant", "id": "g", "amount": "0"},
         {"do": "grant", "id": "g", "amount": "1", "kind": "gift"},
         {"do": "grant", "id": "g", "amount": "1", "expires_at": AT},
         {"do": "grant", "id": "g", "amount": "1", "every": "year"},
@@ -227,6 +228,8 @@ async def test_each_user_has_limits_and_credits_of_its_own(stage: Stage):
         {"do": "balance", "user": "a", "expect": {"credits": "5", "grants": {"g": "5"}}},
         {"do": "balance", "user": "b", "expect": {"credits": "0", "grants": {}}},
         {"do": "balance", "user": "c", "expect": {"credits": "0", "overage": "8.00"}},
+        {"do": "flush_redis"},
+        {"do": "balance", "user": "a", "expect": {"credits": "5", "grants": {"g": "5"}}},
         users={"a": {}, "b": {}, "c": {"tier": "pro"}},
     )
 

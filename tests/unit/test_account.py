@@ -205,6 +205,13 @@ def test_walking_activations_step_by_step_equals_one_walk(
     assert left_in(by_steps) == left_in(at_once)
 
 
+def test_a_grant_that_begins_at_the_instant_of_the_overage_repays_it_though_it_is_over_by_now():
+    account = Account([grant(left=4, effective_at_ms=10, expires_at_ms=20)], 10, at_ms=10)
+
+    assert repaid(account, 30) == [(UUID(int=1), 4)]
+    assert account.overage == 6
+
+
 @given(purse=purses, overage=st.integers(0, 200), at_ms=moments)
 def test_walking_twice_to_one_instant_pays_once(purse: list[Grant], overage: int, at_ms: int):
     account = Account(purse, overage)

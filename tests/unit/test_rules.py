@@ -262,9 +262,20 @@ def test_a_cost_that_no_balance_can_hold_is_refused_as_the_amount():
     rules = Rules.from_document(GOOD)
 
     with pytest.raises(InvalidValueError) as caught:
-        rules.cost_spec("image", amount=AMOUNT_MAX, format=None, quality=None)
+        rules.cost("free", "image", amount=AMOUNT_MAX, format=None, quality=None)
 
     assert caught.value.field == "amount"
+
+
+def test_the_cost_for_the_script_is_nothing_on_a_tier_where_nobody_can_pay_it():
+    dear = {"price": "1", "format": {}, "quality": {}}
+    rules = Rules.from_document(with_entry(("tiers", "pro", "features", "tokens"), dear))
+    free = Rules.from_document(
+        with_entry(("tiers", "pro", "features", "image"), {**dear, "price": "0"})
+    )
+
+    assert rules.cost_spec("tokens", amount=AMOUNT_MAX, format=None, quality=None) == "0,pro=,"
+    assert free.cost_spec("image", amount=AMOUNT_MAX, format=None, quality=None) == ",pro=0,"
 
 
 def test_the_lines_for_the_script_say_every_limit_who_may_overdraw_and_each_allowance():

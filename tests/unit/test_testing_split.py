@@ -31,7 +31,9 @@ async def answers(
     memory, now, found = Memory(InMemoryQuota(document)), START, []
     await memory.set_user("user", now=now, anchor=START)
     for number, one in enumerate(steps):
-        passing = timedelta(minutes=one["minutes"], milliseconds=1)
+        passing = timedelta(minutes=one["minutes"] or 0, milliseconds=1)
+        if one["minutes"] is None:
+            passing = memory.next_change("user", now + passing) - now
         for cut in sorted(cuts):
             await memory.balance("user", now=now + passing * cut)
         now += passing
