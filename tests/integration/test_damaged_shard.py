@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -99,27 +99,27 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
-@pytest.fixture
-async def other_process(deps: Deps) -> AsyncIterator[Quota]:
-    """An application that has read nothing yet, and whose worker does not answer it."""
+class Nobody:
+    """A worker that does not answer."""
 
-    class Nobody:
-        async def load_shard(self, *_: Any, **__: Any) -> None:
-            raise QuotaUnavailableError
+    async def load_shard(self, *_: Any, **__: Any) -> None:
+        """Not even this."""
+        raise QuotaUnavailableError
 
-        load = refund = explain = ended = load_shard
+    load = refund = explain = ended = load_shard
 
+
+def application(deps: Deps, loader: Any) -> Quota:
+    """An application that has read nothing yet, and does not wait long for what is not mended before the next tick."""
     settings = deps.settings
-    async with Quota(
+    return Quota(
         deps.redis,
         prefix=settings.key_prefix,
         shards=settings.shards,
-        loader=Nobody(),  # type: ignore[arg-type] # each of its methods raises
-        timeout_s=2,
-        load_timeout_s=2,
+        loader=loader,
+        load_timeout_s=0.2,
         on_outage=False,
-    ) as quota:
-        yield quota
+    )
 
 
 async def tick(deps: Deps) -> list[Any]:
@@ -139,20 +139,25 @@ async def units(deps: Deps) -> int:
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 async def test_a_damaged_shard_is_unavailable_at_worst_and_heals_by_itself(
-    deps: Deps, other_process: Quota, damage: Damage
+    deps: Deps, damage: Damage
 ) -> None:
     shard = deps.keys.shard_of(USER.id)
     await deps.quota.consume("user-1", "event", 5)
     await tick(deps)
 
     await damage(deps, shard)
-    for quota in (other_process, deps.quota):
-        decision = await quota.consume("user-1", "event", 1)
-        assert decision or decision.code in (UNAVAILABLE, "limit_exceeded", "feature_not_in_tier")
-        with suppress(QuotaError):
-            await quota.balance("user-1")
-        with suppress(QuotaError):
-            await quota.explain("user-1", "event")
+    for loader in (Nobody(), deps.loader):
+        async with application(deps, loader) as quota:
+            decision = await quota.consume("user-1", "event", 1)
+            assert decision or decision.code in (
+                UNAVAILABLE,
+                "limit_exceeded",
+                "feature_not_in_tier",
+            )
+            with suppress(QuotaError):
+                await quota.balance("user-1")
+            with suppress(QuotaError):
+                await quota.explain("user-1", "event")
     await tick(deps)
     failed = await tick(deps)
     after = await deps.quota.consume("user-1", "event", 1)
