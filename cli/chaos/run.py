@@ -49,6 +49,7 @@ class Outcome:
     overdrawn_micro: int
     drifts: list[str]
     missing: list[str]
+    beyond: list[str]
     forgotten: int
     admitted: int
     totals: Mapping[str, int]
@@ -92,6 +93,7 @@ class Outcome:
             "settle_seconds": round(self.settle_seconds, 1),
             "drifts": self.drifts[:_SHOWN_MAX],
             "missing": self.missing[:_SHOWN_MAX],
+            "beyond": self.beyond,
         }
 
 
@@ -174,6 +176,7 @@ async def _outcome(stage: Stage, faults: Faults, *, settle_seconds: float, began
     found = await audit(stage.database, ledger)
     forgotten = await _forgotten(stage, told)
     missing = await _missing(stage, ledger) if found.missing else []
+    beyond = await _beyond(stage, ledger) if found.repeated + found.strange else []
     async with stage.database.connection() as connection:
         over = await connection.fetchrow(statement("cli.chaos", "over_admitted"))
         totals = await connection.fetchrow(statement("cli.chaos", "totals"))
@@ -185,6 +188,7 @@ async def _outcome(stage: Stage, faults: Faults, *, settle_seconds: float, began
         overdrawn_micro=over["overdrawn_micro"],
         drifts=await drift(stage.database, stage.quota, stage.users),
         missing=[*missing, *forgotten],
+        beyond=beyond,
         forgotten=len(forgotten),
         admitted=totals["applied"]
         + len(forgotten)
@@ -222,6 +226,22 @@ async def _forgotten(stage: Stage, told: Told) -> list[str]:
         if not logged:
             found.append(f"{user_id} {key}, told in several ways; hold: {hold}")
     return found
+
+
+async def _beyond(stage: Stage, ledger: Ledger) -> list[str]:
+    """What is logged more than once, or was admitted to nobody."""
+    known = [(entry.user_id, entry.key) for entry in ledger.entries] + list(ledger.unanswered)
+    users, keys = [user_id for user_id, _ in known], [key for _, key in known]
+    async with stage.database.connection() as connection:
+        rows = await connection.fetch(
+            statement("cli.chaos", "logged_beyond"), users, keys, _SHOWN_MAX
+        )
+    return [
+        "{user_id} {key}/{line} {amount} {feature}, {times} times, {first_at} to {last_at}".format(
+            **row
+        )
+        for row in rows
+    ]
 
 
 async def _find(stage: Stage, user_id: UUID, key: str, line: int) -> tuple[int, str | None]:

@@ -44,10 +44,10 @@ async def test_nothing_is_lost_or_counted_twice_whatever_is_killed() -> None:
     async with asyncio.timeout(SECONDS_MAX):
         answer, said = await process.communicate()
 
-    assert process.returncode == 0, (answer, said.decode())
+    assert process.returncode == 0, f"{answer.decode()}\n{said.decode()}"
     found = json.loads(answer)
     promised = ("lost", "double_counted", "over_admitted", "drift_after_heal")
-    assert [found[name] for name in promised] == [0, 0, 0, 0]
+    assert [found[name] for name in promised] == [0, 0, 0, 0], found
     assert found["admitted"] == found["applied"] > 0
     assert found["seed"] == 11
     assert set(found["faults"]) == set(KINDS)
