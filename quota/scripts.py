@@ -67,6 +67,7 @@ class ScriptCaller:
         self._redis = redis
         self._timeout_s = timeout_s
         self._connection: Any = None
+        self._socket_timeout: float | None = None  # of the connection, as it is found in the pool
         self.resends = not isinstance(redis, Redis)  # a cluster client sends again by itself
 
     async def call(self, of: Script, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
@@ -105,6 +106,9 @@ class ScriptCaller:
         connection = self._connection
         if connection is None:
             connection = self._connection = await self._redis.connection_pool.get_connection()
+            # The deadline of the call is enough; and redis-py bounds a write by asyncio.wait_for, which
+            # on Python 3.11 may swallow the cancellation of whoever waits.
+            self._socket_timeout, connection.socket_timeout = connection.socket_timeout, None
         packed = [_pack(command)] if _pack else connection.pack_command(*command)
         try:
             await connection.send_packed_command(packed, check_health=False)
@@ -120,4 +124,5 @@ class ScriptCaller:
         """Give the held connection back."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            connection.socket_timeout = self._socket_timeout
             await self._redis.connection_pool.release(connection)

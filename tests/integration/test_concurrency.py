@@ -214,3 +214,27 @@ async def test_a_period_that_ends_under_a_crowd_ends_once(real: Real, quotas: li
     taken = 30 * 1_234_567 // MICRO[1]
     assert found["limits"]["unit/month"]["used"] == taken == 111
     assert found["limits"]["unit/day"]["used"] == 0
+
+
+async def test_whoever_is_cancelled_ends_also_where_the_connection_has_a_timeout(
+    deps: Deps,
+) -> None:
+    """redis-py bounds a write by asyncio.wait_for, which may swallow a cancellation."""
+    assert deps.redis.connection_pool.connection_kwargs["socket_timeout"]
+    answered = asyncio.Event()
+
+    async def work() -> None:
+        while True:
+            await deps.quota.consume("user-1", "tokens", 1)
+            answered.set()
+
+    for _ in range(5):
+        answered.clear()
+        working = asyncio.create_task(work())
+        await answered.wait()
+        working.cancel()
+        ended, _ = await asyncio.wait([working], timeout=10)
+        while not working.done():  # so that a failure ends too
+            working.cancel()
+            await asyncio.wait([working], timeout=0.05)
+        assert ended
