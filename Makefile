@@ -54,7 +54,7 @@ test: lint
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ALONE:%=--ignore=%)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ALONE:%=--ignore=%)
 	@$(BIN)/python -m pytest $(ALONE)
 endif
 

@@ -46,6 +46,12 @@ Quota.__init__.__kwdefaults__ = {
     "load_timeout_s": 30.0,
 }
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `-n auto` takes: one more than there are cores, as tests wait for servers most of the time."""
+    return min(os.cpu_count() or 1, 3) + 1
+
+
 # copy_of("name of a database") -> the address of its copy, which is dropped at the block's end.
 CopyOf = Callable[[str], AbstractAsyncContextManager[str]]
 
