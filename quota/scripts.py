@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Argument = str | bytes | int
     Call = tuple[Sequence[str], Sequence[Argument]]  # KEYS and ARGV
 
-__all__ = ["Script", "ScriptCaller", "script"]
+__all__ = ["Script", "ScriptCaller", "call_once", "script"]
 
 
 def _packer() -> Callable[[tuple[Argument, ...]], bytes] | None:
@@ -126,3 +126,23 @@ class ScriptCaller:
         if connection is not None:
             connection.socket_timeout = self._socket_timeout
             await self._redis.connection_pool.release(connection)
+
+
+async def call_once(
+    redis: Client,
+    name: str,
+    keys: Sequence[str],
+    arguments: Sequence[Argument],
+    *,
+    timeout_s: float,
+) -> Any:
+    """The reply of the script in `quota/lua/NAME.lua`, for who calls it now and then.
+
+    Raises:
+        RedisError: see `ScriptCaller.call`.
+    """
+    caller = ScriptCaller(redis, timeout_s=timeout_s)
+    try:
+        return await caller.call(script(name), keys, arguments)
+    finally:
+        await caller.close()

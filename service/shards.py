@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 from redis.exceptions import ResponseError
 
-from quota.scripts import ScriptCaller, script
+from quota.scripts import call_once
 from quota.values import instant_of
 from service.applied import entry_before, proven_position
 from service.database import statement
@@ -22,8 +22,6 @@ from service.tiers import publish_shard, stored_rules
 from service.usage_log import INSTANT_MS_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from quota.keys import Keys, ShardKeys
     from quota.scripts import Client
     from service.database import Database
@@ -105,7 +103,9 @@ async def _footing(
     Raises:
         RedisError: it could not be asked.
     """
-    typed, has_entry, last_id, *about = await _call(redis, "stand", shard, [position])
+    typed, has_entry, last_id, *about = await call_once(
+        redis, "stand", shard.head, [position], timeout_s=_TIMEOUT_S
+    )
     texts = [text.decode("latin-1") for text in about]
     found, begun_at, shards, kept_from, told = texts
     same = _number(found) == epoch > 0
@@ -146,7 +146,7 @@ async def mend_shard(
         if begin is None:
             break
         arguments = [*begin, dedupe_ms, late_ms]
-        if await _call(redis, "begin", shard, arguments) >= 0:
+        if await call_once(redis, "begin", shard.head, arguments, timeout_s=_TIMEOUT_S) >= 0:
             break  # else something was admitted into a log that was empty when it was looked at
     await publish_shard(redis, shard, rules)
 
@@ -209,11 +209,3 @@ def _is_entry(text: str) -> bool:
         0,
         0,
     )
-
-
-async def _call(redis: Client, name: str, shard: ShardKeys, arguments: Sequence[Any]) -> Any:
-    caller = ScriptCaller(redis, timeout_s=_TIMEOUT_S)
-    try:
-        return await caller.call(script(name), shard.head, arguments)
-    finally:
-        await caller.close()

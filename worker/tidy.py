@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from quota.scripts import ScriptCaller, script
+from quota.scripts import call_once
 from service.database import DATABASE_ERRORS, durable_transaction, statement
 from service.shards import entry_number
 from worker.alone import each_alone
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from quota.keys import ShardKeys
     from worker.deps import Deps
@@ -49,7 +49,13 @@ async def _watch(deps: Deps, shard: ShardKeys, row: Mapping[str, Any], *, known:
     deps.metrics.log_bytes.labels(shard.index).set(size or 0)
     position, applied = row["last_entry_id"], row["lines_applied"]
     names = [shard.log, shard.tallies]
-    oldest, *flat = await _call(deps, "tally", names, [position, applied if known else ""])
+    oldest, *flat = await call_once(
+        deps.redis,
+        "tally",
+        names,
+        [position, applied if known else ""],
+        timeout_s=_TIMEOUT_S,
+    )
     age_s = time.time() - entry_number(oldest.decode())[0] / 1000 if oldest else 0
     deps.metrics.oldest_age.labels(shard.index).set(max(0, age_s))
     counts = {name.decode(): int(n) for name, n in zip(flat[::2], flat[1::2], strict=True)}
@@ -87,15 +93,7 @@ async def _trim(deps: Deps, shard: ShardKeys, position: str, kept_ms: int) -> No
     # MINID keeps the entry it names: the last one applied stays, and shows where the log stands.
     oldest = position if crowded or applied_ms < kept_ms else f"{kept_ms}-0"
     if applied_ms:
-        await _call(deps, "trim", [shard.log, shard.meta], [oldest])
-
-
-async def _call(deps: Deps, name: str, keys: Sequence[str], arguments: Sequence[str | int]) -> Any:
-    caller = ScriptCaller(deps.redis, timeout_s=_TIMEOUT_S)
-    try:
-        return await caller.call(script(name), keys, arguments)
-    finally:
-        await caller.close()
+        await call_once(deps.redis, "trim", [shard.log, shard.meta], [oldest], timeout_s=_TIMEOUT_S)
 
 
 async def _positions(deps: Deps) -> list[Any]:
